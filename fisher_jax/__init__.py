@@ -1,0 +1,53 @@
+"""fisher_jax: the eigenvalue spectrum of the Fisher information matrix of neural networks, with error bounds."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fisher_jax._checks import ArgumentError as ArgumentError
+from fisher_jax._record import record as record
+from fisher_jax._record import static as static
+from fisher_jax.fisher import Empirical as Empirical
+from fisher_jax.fisher import Exact as Exact
+from fisher_jax.fisher import MonteCarlo as MonteCarlo
+from fisher_jax.fisher import fisher as fisher
+from fisher_jax.fisher import ggn as ggn
+from fisher_jax.fisher import gradient_covariance as gradient_covariance
+from fisher_jax.fisher import hessian as hessian
+from fisher_jax.functional import Function as Function
+from fisher_jax.functional import from_linen as from_linen
+from fisher_jax.likelihoods import Bernoulli as Bernoulli
+from fisher_jax.likelihoods import Categorical as Categorical
+from fisher_jax.likelihoods import Gaussian as Gaussian
+from fisher_jax.likelihoods import Likelihood as Likelihood
+from fisher_jax.likelihoods import Poisson as Poisson
+from fisher_jax.operators import FunctionOperator as FunctionOperator
+from fisher_jax.operators import LinearOperator as LinearOperator
+from fisher_jax.operators import MatrixOperator as MatrixOperator
+from fisher_jax.report import summarize as summarize
+from fisher_jax.results import EigenResult as EigenResult
+from fisher_jax.results import Summary as Summary
+from fisher_jax.results import load as load
+from fisher_jax.results import save as save
+from fisher_jax.solvers import Auto as Auto
+from fisher_jax.solvers import Dense as Dense
+from fisher_jax.solvers import Lanczos as Lanczos
+from fisher_jax.solvers import Progress as Progress
+from fisher_jax.solvers import eigsh as eigsh
+
+if TYPE_CHECKING:
+    from fisher_jax import data as data
+    from fisher_jax import models as models
+    from fisher_jax import plot as plot
+
+# Flax and Matplotlib are slow to import: these modules load on first use.
+_LAZY = ("data", "models", "plot")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"fisher_jax.{name}")
+    raise AttributeError(f"module 'fisher_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,67 @@
+"""Small linear algebra and numerical facts shared by operators and solvers."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def precise_jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` with matrix products at full precision: TF32 or bfloat16 products ruin a Krylov basis."""
+
+    @functools.wraps(function)
+    def full_precision(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return jax.jit(full_precision, **options)
+
+
+def free_memory() -> int:
+    """Bytes free on the default device; on a CPU, those the operating system can give without swapping."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)
+
+
+def error_bounds(values: Array, residuals: Array, rest: Array, floor: Array, wanted: Array) -> Array:
+    """Absolute error bound of each Ritz value.
+
+    A residual r always puts an eigenvalue within r. If no other eigenvalue lies within `gap` of the value, the error is at
+    most r² / gap (Kato–Temple; Parlett, The Symmetric Eigenvalue Problem, 11.7), used where the gap exceeds twice the
+    Frobenius norm of all residuals. `floor` is what rounding in the products can add.
+
+    Args:
+        values: `(k,)` Ritz values. residuals: `(k,)`. rest: bound on every eigenvalue not among `values` (NaN: unknown).
+        floor: rounding error of the products, absolute. wanted: `(k,)` bool, the entries that count.
+
+    Returns:
+        `(k,)` bounds.
+    """
+    coupling = jnp.linalg.norm(jnp.where(wanted, residuals, 0))
+    other = wanted[None, :] & ~jnp.eye(values.size, dtype=bool)
+    apart = jnp.where(other, jnp.abs(values[:, None] - values[None, :]), jnp.inf)
+    gap = jnp.minimum(jnp.min(apart, axis=1), jnp.abs(values - rest)) - coupling
+    tight = (gap > coupling) & (values > rest)
+    return jnp.where(tight, residuals**2 / jnp.where(tight, gap, 1.0), residuals) + floor
+
+
+@precise_jit
+def gram_rows(A: Array) -> Array:
+    """`A Aᵀ` of an explicit array."""
+    return A @ A.T

@@ -1,0 +1,52 @@
+"""Architectures in Flax NNX, one readable file each. A new one is one file and one line in `MODELS`."""
+
+import inspect
+from typing import Any
+
+import jax
+from flax import nnx
+
+from fisher_jax import _checks
+from fisher_jax.models.checkpoint import load_weights as load_weights
+from fisher_jax.models.checkpoint import save_weights as save_weights
+from fisher_jax.models.mlp import MLP as MLP
+from fisher_jax.models.resmlp import ResMLP as ResMLP
+
+MODELS: dict[str, type[nnx.Module]] = {"mlp": MLP, "resmlp": ResMLP}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a model with their defaults."""
+    if name not in MODELS:
+        raise _checks.fail("models.build", f"model={name!r} is unknown", f"choose among {', '.join(sorted(MODELS))}")
+    parameters = inspect.signature(MODELS[name].__init__).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
+def build(name: str, *, inputs: int, outputs: int, key: jax.Array, **chosen: Any) -> Any:
+    """A network at initialization.
+
+    Args:
+        name: one of `MODELS`: "mlp", "resmlp".
+        inputs: features of a sample. outputs: of the network.
+        key: JAX random key for the weights.
+        chosen: options of the model, see its class.
+
+    Returns:
+        nnx.Module in evaluation mode, mapping `(N, inputs)` to `(N, outputs)`.
+
+    Raises:
+        ArgumentError: unknown model or option, or a value that does not fit.
+    """
+    known = options(name)
+    _checks.integer("models.build", "inputs", inputs, 1)
+    _checks.integer("models.build", "outputs", outputs, 1)
+    for option, value in chosen.items():
+        if option not in known:
+            raise _checks.fail(f"model {name}", f"option {option}={value!r} is unknown", f"it has {', '.join(known)}")
+    for counted in ("depth", "width"):
+        if chosen.get(counted) is not None:
+            _checks.integer(f"model {name}", counted, chosen[counted], 1)
+    model = MODELS[name](inputs=inputs, outputs=outputs, rngs=nnx.Rngs(params=key), **chosen)
+    model.eval()
+    return model

@@ -1,0 +1,161 @@
+"""Symmetric linear operators: a size, a dtype and a product. Solvers see nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from fisher_jax import _checks, linalg
+from fisher_jax._record import record, static
+
+Array = jax.Array
+
+
+class LinearOperator:
+    """A symmetric matrix M known through its products. Subclasses give `size`, `dtype` and `matmat`."""
+
+    # Known to have no negative eigenvalue; lets solvers report exact zeros and one-sided bounds.
+    psd: bool = False
+
+    # For M = Aᵀ A the operator A Aᵀ, which has the same nonzero eigenvalues; None without a factor.
+    dual: Any = None
+
+    @property
+    def size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def matmat(self, V: Array) -> Array:
+        """`M V`: `(size, k) -> (size, k)`."""
+        raise NotImplementedError
+
+    def __matmul__(self, V: Any) -> Array:
+        """`M @ v` for `v` of shape `(size,)` or `(size, k)`."""
+        return product(self, V, self.size, apply)
+
+    def dense(self) -> Array:
+        """The explicit matrix `(size, size)`, for small problems."""
+        require_room(type(self).__name__ + ".dense", self.size, self.size, self.dtype)
+        return apply(self, jnp.eye(self.size, dtype=self.dtype))
+
+    def trace(self) -> Array:
+        """Sum of the eigenvalues, here from the explicit matrix; operators with structure do better."""
+        return jnp.trace(self.dense())
+
+    def as_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` over host vectors; every product runs the compiled one here."""
+        from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+        def matmat(V: np.ndarray) -> np.ndarray:
+            return np.asarray(self @ jnp.asarray(V, self.dtype))
+
+        return ScipyOperator(self.shape, matvec=matmat, matmat=matmat, rmatvec=matmat, dtype=np.dtype(self.dtype))  # type: ignore[call-arg]
+
+
+@linalg.precise_jit
+def apply(operator: LinearOperator, V: Array) -> Array:
+    """The compiled product every caller shares: traced once per operator structure and number of columns."""
+    return operator.matmat(V)
+
+
+def product(operator: Any, V: Any, rows: int, compiled: Any) -> Array:
+    """Check the shape of V, let a vector pass as one column, run `compiled(operator, columns)`."""
+    V = jnp.asarray(V, operator.dtype)
+    if V.ndim not in (1, 2) or V.shape[0] != rows:
+        raise _checks.fail(
+            type(operator).__name__, f"V has shape {V.shape}", f"give a vector ({rows},) or columns ({rows}, k)"
+        )
+    return compiled(operator, V[:, None])[:, 0] if V.ndim == 1 else compiled(operator, V)
+
+
+def require_room(where: str, rows: int, columns: int, dtype: Any) -> None:
+    """Refuse an explicit array that takes more than half of the memory that is free now."""
+    wanted, free = rows * columns * jnp.dtype(dtype).itemsize, linalg.free_memory()
+    if wanted > free / 2:
+        raise _checks.fail(
+            where,
+            f"a {rows} x {columns} array needs {wanted / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free",
+            "use products (fj.eigsh with fj.Lanczos()) or restrict with where=",
+        )
+
+
+@record
+class MatrixOperator(LinearOperator):
+    """An explicit symmetric matrix `(n, n)` as an operator.
+
+    Raises:
+        ArgumentError: the matrix is not square or not symmetric to rounding.
+    """
+
+    matrix: Array
+
+    def __init__(self, matrix: Any):
+        matrix = jnp.asarray(matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise _checks.fail("MatrixOperator", f"matrix has shape {matrix.shape}", "give a square matrix")
+        if not _checks.traced(matrix) and matrix.size:
+            scale = float(jnp.max(jnp.abs(matrix)))
+            skew = float(jnp.max(jnp.abs(matrix - matrix.T)))
+            if not skew <= 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
+                raise _checks.fail("MatrixOperator", f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
+        object.__setattr__(self, "matrix", matrix)
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        return self.matrix.dtype
+
+    def matmat(self, V: Array) -> Array:
+        return self.matrix @ V
+
+    def dense(self) -> Array:
+        return self.matrix
+
+
+@record
+class FunctionOperator(LinearOperator):
+    """A symmetric operator given by its product.
+
+    Args:
+        function: JAX function `(size, k) -> (size, k)`, symmetric and linear; arrays bound with
+            `jax.tree_util.Partial(f, arrays)` are passed to the compiled program instead of being baked into it.
+        size: number of rows.
+        dtype: of the vectors; float32 unless said.
+        psd: true if no eigenvalue is negative.
+    """
+
+    function: Any
+    length: int = static()
+    kind: str = static()
+    psd: bool = static(default=False)
+
+    def __init__(self, function: Any, size: int, dtype: Any = jnp.float32, psd: bool = False):
+        if not isinstance(size, int):
+            size = _checks.integer("FunctionOperator", "size", size, 1)
+        object.__setattr__(self, "function", function if isinstance(function, Partial) else Partial(function))
+        object.__setattr__(self, "length", size)
+        object.__setattr__(self, "kind", jnp.dtype(dtype).name)
+        object.__setattr__(self, "psd", psd)
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.kind)
+
+    def matmat(self, V: Array) -> Array:
+        return self.function(V)

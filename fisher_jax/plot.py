@@ -1,0 +1,79 @@
+"""Pictures of spectra. Figures are made without a display and without touching pyplot's state."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fisher_jax.report import outliers as count_outliers
+from fisher_jax.results import EigenResult, Summary
+
+INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
+
+
+def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None = None) -> Figure:
+    """The largest eigenvalues on a logarithmic axis with their error bounds, and the share of the trace they carry.
+
+    Args:
+        top: from `fj.eigsh`. summary: from `fj.summarize`, for the trace share, the mean eigenvalue and the learning rate.
+        title: above the picture.
+
+    Returns:
+        matplotlib Figure; `figure.savefig("spectrum.png")`.
+    """
+    values, bounds = np.asarray(top.values, np.float64), np.asarray(top.bounds, np.float64)
+    shown = np.isfinite(values) & (values > 0)
+    rank = np.arange(1, values.size + 1)
+    figure = Figure(figsize=(9, 4.2) if summary else (5.6, 4.2), dpi=160, layout="constrained")
+    axes = figure.subplots(1, 2, width_ratios=(3, 2)) if summary else [figure.subplots()]
+    left = axes[0]
+    many = count_outliers(values[shown])
+    # A bound may reach below zero, which a logarithmic axis cannot show: cut the bar just above.
+    lower = np.minimum(bounds, values * (1 - 1e-3))
+    for mask, color, label in (
+        (shown & (rank <= many), ACCENT, f"outliers ({many})"),
+        (shown & (rank > many), INK, "bulk edge" if many else "eigenvalues"),
+    ):
+        if mask.any():
+            left.errorbar(
+                rank[mask], values[mask], yerr=[lower[mask], bounds[mask]], fmt="o", ms=5, color=color, ecolor=color,
+                capsize=3, elinewidth=1, label=label,
+            )
+    left.set_yscale("log")
+    left.set_xlabel("rank i")
+    left.set_ylabel("eigenvalue λᵢ of the Fisher matrix")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    if shown.any():
+        largest = values[shown][0]
+        left.annotate(
+            f"λ_max = {largest:.4g}\nlearning rate < 2/λ_max = {2 / largest:.3g}",
+            (rank[shown][0], largest), xytext=(14, -4), textcoords="offset points", va="center", fontsize=9, color=INK,
+        )
+    if summary:
+        _trace_share(axes[1], values, shown, rank, summary)
+        if shown.any() and summary.mean_eigenvalue > 1e-3 * values[shown][-1]:
+            left.axhline(summary.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
+    if shown.any():
+        left.legend(frameon=False, fontsize=9, loc="lower left")
+    for axis in axes:
+        axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    worst = np.nanmax(bounds / np.where(shown, values, np.nan)) if shown.any() else np.nan
+    note = f"error bars: certified bounds, at most {worst:.1e} of the value" if np.isfinite(worst) else ""
+    figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
+    return figure
+
+
+def _trace_share(axis: Any, values: np.ndarray, shown: np.ndarray, rank: np.ndarray, summary: Summary) -> None:
+    share = 100 * np.cumsum(np.where(shown, values, 0)) / summary.trace
+    axis.fill_between(rank, share, color=INK, alpha=0.12, lw=0)
+    axis.plot(rank, share, "-o", ms=3, color=INK, lw=1.2)
+    axis.set_ylim(0, 100)
+    axis.set_xlabel("number of eigenvalues")
+    axis.set_ylabel("share of the trace, %")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    facts = (
+        f"trace = {summary.trace:.5g} (exact)\neffective rank = {summary.effective_rank:.4g}\n"
+        f"P = {summary.size}\nexact zeros ≥ {summary.zeros}"
+    )
+    axis.text(0.05, 0.95, facts, transform=axis.transAxes, va="top", fontsize=9, color=INK)

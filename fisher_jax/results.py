@@ -1,0 +1,202 @@
+"""Results: records that carry their own evidence, print themselves, and are saved and loaded without pickle."""
+
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import _checks
+from fisher_jax._record import record, static
+
+Array = jax.Array
+FORMAT = 1
+
+
+@record
+class EigenResult:
+    """The largest eigenvalues of a symmetric operator, each with its evidence.
+
+    Entries that could not be resolved are NaN with `converged` false.
+    """
+
+    values: Array  # (k,) descending
+    vectors: Array  # (size, k) orthonormal columns
+    residuals: Array  # (k,) true ‖M v − λ v‖, recomputed after the solve
+    bounds: Array  # (k,) absolute bound on the error of each value
+    converged: Array  # (k,) bool
+    matvecs: Array  # () products with M used in all
+    floor: Array  # () rounding error of a product with M, measured, absolute
+    tol: Array  # () tolerance in force, relative to the largest eigenvalue: the one asked for, or the floor
+    # () no eigenvalue above this is missing among the values (up to the stated failure probability); NaN if unknown
+    complete_above: Array
+    method: str = static()
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    def __repr__(self) -> str:
+        if _checks.traced(self):
+            return f"EigenResult(<traced>, k={self.values.shape[0]}, method={self.method})"
+        worst = float(np.max(np.asarray(self.residuals)[np.asarray(self.converged)], initial=0.0))
+        head = (
+            f"EigenResult: {int(self.converged.sum())}/{self.values.size} converged, {int(self.matvecs)} products, "
+            f"max residual {worst:.1e}, {self.method}"
+        )
+        note = dict(self.info).get("note")
+        return "\n".join([head, *([note] if note else []), self.table()])
+
+    def table(self) -> str:
+        """One line for each eigenvalue: value, error bound, residual, convergence."""
+        lines = [f"{'#':>4}  {'eigenvalue':>14}  {'error bound':>11}  {'residual':>9}  converged"]
+        rows = zip(self.values, self.bounds, self.residuals, self.converged, strict=True)
+        for i, (value, bound, residual, done) in enumerate(rows, 1):
+            lines.append(
+                f"{i:>4}  {float(value):>14.7g}  {float(bound):>11.1e}  {float(residual):>9.1e}  {'yes' if done else 'NO'}"
+            )
+        return "\n".join(lines)
+
+
+@record
+class Summary:
+    """What the top of a Fisher spectrum and its exact trace say about a network."""
+
+    lambda_max: float
+    lambda_max_bound: float
+    trace: float
+    mean_eigenvalue: float
+    effective_rank: float
+    zeros: int
+    size: int
+    dual_size: int
+    top_share: float
+    outliers: int
+    max_learning_rate: float
+    converged: int
+    asked: int
+    matvecs: int
+    floor: float
+    tol: float
+    complete_above: float
+    method: str = static()
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    def __repr__(self) -> str:
+        rows = [
+            ("largest eigenvalue", f"{self.lambda_max:.7g} ± {self.lambda_max_bound:.1e}"),
+            ("largest stable learning rate 2/λ_max", f"{self.max_learning_rate:.6g}"),
+            ("trace (exact)", f"{self.trace:.7g}"),
+            ("mean eigenvalue, trace/P", f"{self.mean_eigenvalue:.6g}"),
+            ("effective rank, trace/λ_max", f"{self.effective_rank:.5g}"),
+            (f"share of the trace in the top {self.asked}", f"{100 * self.top_share:.2f} %"),
+            ("outliers above the largest gap", f"{self.outliers}"),
+            ("parameters P", f"{self.size}"),
+            ("exact zero eigenvalues, at least", f"{self.zeros}"),
+            ("converged", f"{self.converged} of {self.asked}, tolerance {self.tol:.1e}·λ_max"),
+            ("none missing above", "not established" if np.isnan(self.complete_above) else f"{self.complete_above:.6g}"),
+            ("products with F", f"{self.matvecs}  ({self.method})"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def to_json(self) -> str:
+        """All numbers and settings as JSON; NaN becomes null."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields["info"] = dict(self.info)
+        plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in fields.items()}
+        return json.dumps(plain, indent=2, ensure_ascii=False)
+
+
+def provenance(key: Any = None, dtype: Any = None, **settings: Any) -> tuple[tuple[str, str], ...]:
+    """Versions, device, precision, seed and settings, as pairs of strings."""
+    device = jax.devices()[0]
+    pairs = {
+        "fisher_jax": metadata.version("fisher-jax"),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        "x64": str(bool(jax.config.jax_enable_x64)),
+        "matmul_precision": "highest",
+    }
+    if dtype is not None:
+        pairs["dtype"] = jnp.dtype(dtype).name
+    if key is not None:
+        traced = _checks.traced(key)
+        pairs["key"] = "traced" if traced else str(np.asarray(_key_data(key)).tolist())
+    return tuple((pairs | {k: str(v) for k, v in settings.items()}).items())
+
+
+def _key_data(key: Any) -> Any:
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
+_TYPES = {cls.__name__: cls for cls in (EigenResult, Summary)}
+
+
+def save(result: Any, path: Any) -> None:
+    """Write a result to one `.npz`: arrays as they are, everything else as JSON; replaced in one step, never half-written."""
+    if type(result).__name__ not in _TYPES:
+        raise _checks.fail("save", f"result is a {type(result).__name__}", f"save one of {sorted(_TYPES)}")
+    arrays: dict[str, np.ndarray] = {}
+    header: dict[str, Any] = {"type": type(result).__name__, "format": FORMAT, "fields": {}}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, (jax.Array, np.ndarray)):
+            arrays[field.name] = np.asarray(value)
+        else:
+            header["fields"][field.name] = value
+    arrays["__header__"] = np.array(json.dumps(header))
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    replace(path, write)
+
+
+def load(path: Any) -> Any:
+    """Read a result written by `fj.save`; nothing in the file is executed."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise _checks.fail("load", f"path={str(path)!r} does not exist", "give a file written by fj.save") from None
+    except Exception as error:
+        raise _checks.fail("load", f"path={str(path)!r} is not a result file", "give a file written by fj.save") from error
+    try:
+        header = json.loads(str(arrays.pop("__header__")))
+        cls = _TYPES[header["type"]]
+    except (KeyError, ValueError):
+        raise _checks.fail("load", f"path={str(path)!r} is not a fisher_jax result", "give a file written by fj.save") from None
+    if header.get("format") != FORMAT:
+        raise _checks.fail(
+            "load", f"path={str(path)!r} has format {header.get('format')}", f"read it with a version that writes {FORMAT}"
+        )
+    fields = header["fields"]
+    if "info" in fields:
+        fields["info"] = tuple((str(a), str(b)) for a, b in fields["info"])
+    try:
+        return cls(**fields, **{name: jnp.asarray(a) for name, a in arrays.items()})
+    except TypeError as error:
+        raise _checks.fail("load", f"path={str(path)!r} has other fields ({error})", "write it again") from None
+
+
+def replace(path: Any, write: Callable[[str], None]) -> None:
+    """Call `write(temporary name)` and rename the outcome to `path`; on failure nothing is left behind."""
+    path = os.fspath(path)
+    handle, temporary = tempfile.mkstemp(
+        dir=os.path.dirname(path) or ".", prefix="." + os.path.basename(path), suffix=os.path.splitext(path)[1]
+    )
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,71 @@
+"""`eigsh`: the one entry to all eigensolvers."""
+
+import warnings
+from typing import Any
+
+import jax
+
+from fisher_jax import _checks
+from fisher_jax.operators import LinearOperator
+from fisher_jax.results import EigenResult
+from fisher_jax.solvers.auto import Auto
+from fisher_jax.solvers.base import Reporter
+
+
+def eigsh(
+    operator: LinearOperator,
+    k: int,
+    *,
+    method: Any = Auto(),  # noqa: B008 (a frozen record)
+    above: float | None = None,
+    v0: Any = None,
+    key: jax.Array,
+    progress: Reporter | None = None,
+) -> EigenResult:
+    """The k largest eigenvalues of a symmetric operator, with eigenvectors, true residuals and error bounds.
+
+    Args:
+        operator: any `LinearOperator`: a Fisher operator, `fj.MatrixOperator(M)`, `fj.FunctionOperator(f, n)`.
+        k: how many, 1 <= k <= size; with `above`, the most that may be returned.
+        method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Dense()`.
+        above: return every eigenvalue above this number, and search until none can have been missed.
+        v0: start vector `(size,)`; random unless given.
+        key: JAX random key, for the start and for the search for missed eigenvalues.
+        progress: called with `fj.Progress` every few products; not inside jit.
+
+    Returns:
+        EigenResult: values descending, `(k,)` (fewer with `above`). A pair is converged when ‖M v − λ v‖ <= tol·λ_max;
+        others are NaN, and a warning says so.
+
+    Raises:
+        ArgumentError: k out of range, shapes that do not fit, an operator that returns NaN.
+    """
+    if not isinstance(operator, LinearOperator):
+        raise _checks.fail(
+            "eigsh", f"operator is a {type(operator).__name__}", "give fj.fisher(...), or fj.MatrixOperator(matrix)"
+        )
+    k = _checks.integer("eigsh", "k", k, 1)
+    if k > operator.size:
+        raise _checks.fail("eigsh", f"k={k} exceeds size {operator.size}", f"give k <= {operator.size}")
+    if not hasattr(method, "solve"):
+        raise _checks.fail("eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...) or fj.Dense()")
+    result = method.solve(operator, k, key=key, v0=v0, above=above, progress=progress)
+    if not _checks.traced(result):
+        _warn(result, above)
+    return result
+
+
+def _warn(result: EigenResult, above: float | None) -> None:
+    missing = int((~result.converged).sum())
+    if missing:
+        warnings.warn(
+            f"eigsh: {missing} of {result.values.size} eigenvalues did not converge and are NaN; "
+            "raise steps or restarts, or tol, of fj.Lanczos",
+            stacklevel=3,
+        )
+    if above is not None and not float(result.complete_above) <= above:
+        warnings.warn(
+            f"eigsh: cannot exclude further eigenvalues above {above:g} "
+            f"(established: none above {float(result.complete_above):g}); raise k, or steps of fj.Lanczos",
+            stacklevel=3,
+        )

@@ -1,0 +1,127 @@
+"""What all eigensolvers share: the finish that turns approximate eigenvectors into a certified result."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fisher_jax import _checks, linalg
+from fisher_jax.krylov import orthonormal_rows
+from fisher_jax.operators import LinearOperator, apply
+from fisher_jax.results import EigenResult
+
+Array = jax.Array
+
+
+class Progress(NamedTuple):
+    """State of a running solve, handed to a progress callback."""
+
+    products: int
+    converged: int
+    wanted: int
+    worst: float  # largest residual estimate among the wanted pairs, relative to λ_max
+    phase: str
+
+
+Reporter = Callable[[Progress], None]
+
+
+def apply_rows(operator: Any, rows: Array, block: int, compiled: Any = apply) -> Array:
+    """`M` on the rows of `(k, n)`, `block` at a time through the compiled product."""
+    k = rows.shape[0]
+    padded = jnp.pad(rows, ((0, -k % block), (0, 0))).reshape(-1, block, rows.shape[1])
+    if _checks.traced((operator, rows)):
+        products = jax.lax.map(lambda Q: compiled(operator, Q.T).T, padded)
+        return products.reshape(-1, products.shape[-1])[:k]
+    return jnp.concatenate([compiled(operator, Q.T).T for Q in padded])[:k]
+
+
+def smaller_side(operator: LinearOperator) -> LinearOperator:
+    """The dual of a factored operator where that is smaller, else the operator itself."""
+    dual = operator.dual
+    return dual if dual is not None and dual.size < operator.size else operator
+
+
+def lift(operator: LinearOperator, rows: Array) -> Array:
+    """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
+    images = apply_rows(operator, rows, 1, _from_dual)
+    lengths = jnp.linalg.norm(images, axis=1, keepdims=True)
+    return images / jnp.maximum(lengths, jnp.finfo(images.dtype).tiny)
+
+
+def complete(rows: Array, k: int, meaningful: Array, key: Array) -> Array:
+    """k orthonormal rows: the meaningful ones of `(j, n)`, then random directions orthogonal to them.
+
+    Null vectors of the dual have no image under Aᵀ; any direction orthogonal to all other eigenvectors is one of F.
+    """
+    rows = jnp.where(meaningful[:, None], rows, 0)
+    return _orthonormal_rows(jnp.pad(rows, ((0, max(0, k - rows.shape[0])), (0, 0))), key)
+
+
+_orthonormal_rows = linalg.precise_jit(orthonormal_rows)
+
+
+@linalg.precise_jit
+def _from_dual(operator: Any, U: Array) -> Array:
+    return operator.from_dual(U)
+
+
+@linalg.precise_jit
+def measured(vectors: Array, products: Array) -> tuple[Array, Array]:
+    """Rayleigh quotients and residual norms of rows `(k, n)` given their products with M."""
+    squares = jnp.sum(vectors**2, axis=1)
+    values = jnp.sum(vectors * products, axis=1) / squares
+    return values, jnp.linalg.norm(products - values[:, None] * vectors, axis=1) / jnp.sqrt(squares)
+
+
+def certify(
+    operator: LinearOperator,
+    vectors: Array,
+    values: Array,
+    residuals: Array,
+    relative_floor: Array,
+    tol: Any,
+    rest: Array,
+    matvecs: Any,
+    *,
+    within: Array | None = None,
+    wanted: Array | None = None,
+    **static: Any,
+) -> EigenResult:
+    """Sort, decide convergence, bound the error of each value.
+
+    Args:
+        vectors: rows `(k, n)`. values, residuals: `(k,)` from `measured`.
+        relative_floor: rounding error of a product over λ_max.
+        rest: bound on all eigenvalues not among these (NaN if unknown).
+        within: `(k,)` residuals that bound the error of the values, where these differ (those of the dual problem).
+        wanted: `(k,)` bool, entries to report; others become NaN.
+    """
+    within = residuals if within is None else within
+    wanted = jnp.ones(values.shape, bool) if wanted is None else wanted
+    order = jnp.argsort(-values)
+    values, residuals, vectors, within, wanted = (a[order] for a in (values, residuals, vectors, within, wanted))
+    top = jnp.max(jnp.abs(values))
+    floor = relative_floor * top
+    tol = jnp.maximum(jnp.asarray(tol, values.dtype), relative_floor)
+    # A residual is itself known up to the floor.
+    converged = residuals <= tol * top + floor
+    bounds = linalg.error_bounds(values, within, rest, floor, wanted)
+    if operator.psd:
+        # Not distinguishable from zero: report zero, with a bound that covers the value found.
+        null = jnp.abs(values) <= bounds
+        bounds, values = jnp.where(null, bounds + jnp.abs(values), bounds), jnp.where(null, 0, values)
+    converged = converged & wanted
+    return EigenResult(
+        values=jnp.where(converged, values, jnp.nan),
+        vectors=jnp.where(converged[:, None], vectors, jnp.nan).T,
+        residuals=residuals,
+        bounds=jnp.where(converged, bounds, jnp.nan),
+        converged=converged,
+        matvecs=jnp.asarray(matvecs),
+        floor=floor,
+        tol=tol,
+        complete_above=rest,
+        **static,
+    )

@@ -1,0 +1,86 @@
+"""Dense route: form the matrix on its smaller side and diagonalize it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fisher_jax import _checks, linalg
+from fisher_jax.operators import LinearOperator
+from fisher_jax.results import EigenResult, provenance
+from fisher_jax.solvers.base import Reporter, apply_rows, certify, complete, lift, measured, smaller_side
+
+Array = jax.Array
+
+# LAPACK's 32-bit workspaces overflow not far above this, and the wait is long before.
+MAX_SIZE = 16_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Form the matrix (for a Fisher matrix F or its dual K, whichever is smaller) and diagonalize it: O(n³), all pairs."""
+
+    def solve(
+        self,
+        operator: LinearOperator,
+        k: int,
+        *,
+        key: Array,
+        v0: Any = None,
+        above: Any = None,
+        progress: Reporter | None = None,
+    ) -> EigenResult:
+        side = smaller_side(operator)
+        if side.size > MAX_SIZE:
+            raise _checks.fail("Dense", f"size {side.size} exceeds {MAX_SIZE}", "use method=fj.Lanczos()")
+        values, rows, rest = _top_rows(side.dense(), min(k, side.size))
+        spent = k
+        if side is not operator:
+            rows = complete(lift(operator, rows), k, values > values[0] * linalg.eps(side.dtype) * side.size, key)
+            spent += (k + 1) // 2
+        values, residuals = measured(rows, apply_rows(operator, rows, 1))
+        floor = jnp.asarray(4 * linalg.eps(side.dtype) * max(1.0, side.size**0.5 / 4), side.dtype)
+        result = certify(
+            operator,
+            rows,
+            values,
+            residuals,
+            floor,
+            floor,
+            # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
+            rest if k < side.size or side.size == operator.size else jnp.zeros((), side.dtype),
+            spent,
+            method="Dense() on the " + ("operator" if side is operator else "dual"),
+            info=provenance(key, operator.dtype, size=operator.size, formed=side.size),
+        )
+        return result if above is None else keep_above(result, above)
+
+
+@linalg.precise_jit
+def _eigh(matrix: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return values[::-1], vectors.T[::-1]
+
+
+def _top_rows(matrix: Array, k: int) -> tuple[Array, Array, Array]:
+    values, rows = _eigh(matrix)
+    rest = values[k] if k < values.size else jnp.full((), -jnp.inf, values.dtype)
+    return values[:k], rows[:k], rest
+
+
+def keep_above(result: EigenResult, above: Any) -> EigenResult:
+    """Only the values above a threshold; the others become NaN (inside jit) or are dropped."""
+    kept = result.values > above
+    if _checks.traced(result):
+        mark = jnp.where(kept, 1.0, jnp.nan).astype(result.values.dtype)
+        return dataclasses.replace(
+            result, values=result.values * mark, bounds=result.bounds * mark, vectors=result.vectors * mark,
+            converged=result.converged & kept,
+        )
+    index = jnp.flatnonzero(kept | ~result.converged)
+    return dataclasses.replace(
+        result,
+        **{name: getattr(result, name)[index] for name in ("values", "bounds", "residuals", "converged")},
+        vectors=result.vectors[:, index],
+    )

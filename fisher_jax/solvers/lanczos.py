@@ -1,0 +1,416 @@
+"""Thick-restart block Lanczos: the largest eigenvalues, with a search for missed ones.
+
+1. Iterate: grow the basis, restart from the best Ritz vectors, until the residual estimates of all wanted pairs are small.
+2. Search: keep the wanted pairs, start again from random directions orthogonal to them. A Ritz value above the wanted
+   ones proves that an eigenvalue (often a copy of a repeated one) was missed: back to 1 with it. Otherwise the random start
+   bounds, up to a small failure probability, every eigenvalue that is not in the list.
+3. Finish: true residuals from the products of the basis vectors, which are kept, and error bounds.
+
+Steps 1 and 2 are one `lax.while_loop`. Under jit it runs whole; otherwise the host drives it a few steps at a time, for
+progress and for interruption.
+
+References: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000; Kuczyński and Woźniakowski, ibid. 13(4), 1992, Theorem 4.2
+(probability that Lanczos from a random start underestimates the largest eigenvalue).
+"""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import _checks, krylov, linalg
+from fisher_jax.krylov import Basis
+from fisher_jax.operators import LinearOperator, apply
+from fisher_jax.results import EigenResult, provenance
+from fisher_jax.solvers.base import Progress, Reporter, apply_rows, certify, complete, lift, measured, smaller_side
+from fisher_jax.solvers.dense import Dense
+
+Array = jax.Array
+
+ITERATE, SEARCH, DONE, STOPPED = range(4)
+
+# Length of one search for missed eigenvalues, and how many there may be when `above` asks for a proof.
+SEARCH_STEPS = 10
+MAX_SEARCHES = 24
+# Probability with which `complete_above` may be wrong.
+FAILURE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanczos:
+    """Thick-restart Lanczos with full reorthogonalization, in the smaller of primal and dual space.
+
+    Args:
+        tol: a pair is converged when ‖M v − λ v‖ <= tol·λ_max. Below the rounding error of the products, that is used.
+        steps: basis vectors kept, m; default 2 k + 20. Memory: 2 m + block vectors (the basis and its products, which give
+            the true residuals without further products), 4 block work vectors, and the k results.
+        restarts: give up after so many.
+        block: vectors multiplied at once.
+    """
+
+    tol: float = 1e-6
+    steps: int | None = None
+    restarts: int = 300
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        _checks.positive("Lanczos", "tol", self.tol)
+        _checks.integer("Lanczos", "block", self.block, 1)
+        _checks.integer("Lanczos", "restarts", self.restarts, 0)
+        if self.steps is not None:
+            _checks.integer("Lanczos", "steps", self.steps, 2)
+
+    def solve(
+        self,
+        operator: LinearOperator,
+        k: int,
+        *,
+        key: Array,
+        v0: Any = None,
+        above: Any = None,
+        progress: Reporter | None = None,
+    ) -> EigenResult:
+        side, b = smaller_side(operator), self.block
+        least = k + 2 * b
+        m = self.steps if self.steps is not None else 2 * k + 20 + 2 * b
+        if m < least:
+            raise _checks.fail("Lanczos", f"steps={m} is too small for k={k}, block={b}", f"give steps >= {least}")
+        if max(m, SEARCH_STEPS * b + least) + b >= side.size:
+            # The basis would span the whole space: diagonalizing it is the same work, without rounding in a basis.
+            return Dense().solve(operator, k, key=key, above=above)
+        m = max(m, SEARCH_STEPS * b + least)
+        plan = _Plan(k, m, b, self.restarts, above is not None, side is not operator, side.psd, side.size)
+        k_start, k_run, k_lift = jax.random.split(key, 3)
+        block, noise, spent = _start_block(side, operator, b, v0, k_start)
+        limits = _Limits(
+            jnp.asarray(self.tol, side.dtype), noise, jnp.asarray(0.0 if above is None else above, side.dtype)
+        )
+        state = _begin(plan, block, k_run)
+        if _checks.traced((operator, state, limits)):
+            state = _advance(side, state, limits, plan, jnp.asarray(2**30))
+            interrupted = False
+        else:
+            state, interrupted = _drive(side, state, limits, plan, progress, spent)
+        rows, images, count = _extract(state, limits, plan)
+        if above is not None and not _checks.traced(count):
+            rows, images = (a[: max(1, int(count))] for a in (rows, images))
+        values, within = measured(rows, images)
+        residuals = within
+        if side is not operator:
+            rows, values, residuals, within, extra = _lift(operator, rows, values, within, noise, k_lift)
+            spent += extra
+        notes = []
+        if not _checks.traced(noise) and self.tol < float(noise):
+            notes.append(f"tol={self.tol:g} is below the rounding error of the products, {float(noise):.1e}, used instead")
+        if interrupted:
+            notes.append("interrupted: only what had converged is given")
+        result = certify(
+            operator,
+            rows,
+            values,
+            residuals,
+            noise,
+            self.tol,
+            state.rest,
+            spent + state.steps * b,
+            within=within,
+            wanted=jnp.arange(rows.shape[0]) < count,
+            method=f"Lanczos(tol={self.tol:g}, steps={m}, block={b}) on the "
+            + ("operator" if side is operator else "dual"),
+            info=provenance(
+                key, operator.dtype, size=operator.size, iterated=side.size, failure_probability=FAILURE,
+                **({"note": "; ".join(notes)} if notes else {}),
+            ),
+        )
+        if above is not None and not _checks.traced(result):
+            result = _trim(result, int(count))
+        return result
+
+
+class _Plan(NamedTuple):
+    """Static settings of one solve."""
+
+    k: int
+    m: int
+    b: int
+    restarts: int
+    threshold: bool  # is `above` given?
+    lifted: bool  # iterating on the dual, so that residuals grow by √(λ_max/λ) when lifted
+    psd: bool
+    n: int
+
+
+class _Limits(NamedTuple):
+    tol: Array
+    noise: Array  # rounding error of a product, relative to λ_max
+    above: Array
+
+
+class _State(NamedTuple):
+    basis: Basis
+    phase: Array
+    steps: Array  # block steps taken
+    restarts: Array
+    lock: Array  # leading basis rows that a search keeps
+    lowest: Array  # smallest wanted value when the search began
+    searches: Array
+    seen: Array  # largest value met by the searches
+    searched: Array  # block steps of the last search
+    converged: Array  # () wanted pairs with a small residual estimate
+    worst: Array  # () largest residual estimate among wanted pairs, over λ_max
+    rest: Array  # () bound on all eigenvalues not in the list; NaN if not established
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+
+
+def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, int]:
+    """Start block `(b, n)`, relative rounding error of a product, products spent.
+
+    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified. The product
+    of the same directions scaled by a number that is no power of two rounds differently everywhere; the difference
+    between the two measures the rounding error of a product.
+    """
+    start = jax.random.normal(key, (b, side.size), side.dtype)
+    if v0 is not None:
+        v0 = jnp.asarray(v0, operator.dtype)
+        if v0.shape != (operator.size,):
+            raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", f"give a vector of shape ({operator.size},)")
+        _checks.finite("eigsh", "v0", v0, "give a start vector without NaN")
+        given = v0 if side is operator else side.from_dual(v0[:, None])[:, 0]
+        start = start.at[0].set(given)
+    start = start / jnp.maximum(jnp.linalg.norm(start, axis=1, keepdims=True), jnp.finfo(start.dtype).tiny)
+    image = apply(side, start.T).T
+    alpha = 0.7390851332151607
+    again = apply(side, (alpha * start).T).T / alpha
+    size = jnp.linalg.norm(image)
+    if not _checks.traced(size) and not np.isfinite(float(size)):
+        raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
+    defect = jnp.linalg.norm(image - again) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+    noise = 4 * jnp.maximum(defect, linalg.eps(size.dtype))
+    return jnp.where(size > 0, image, start), noise, 2 * b
+
+
+@partial(linalg.precise_jit, static_argnums=0)
+def _begin(plan: _Plan, block: Array, key: Array) -> _State:
+    zero, none = jnp.zeros((), jnp.int32), jnp.asarray(jnp.nan, block.dtype)
+    low = jnp.asarray(-jnp.inf, block.dtype)
+    basis = krylov.start(block, plan.m, key)
+    return _State(basis, zero, zero, zero, zero, low, zero, low, zero, zero, none, none)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@partial(linalg.precise_jit, static_argnums=3, donate_argnums=1)
+def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Array) -> _State:
+    """Up to `steps` block steps, less when done."""
+    end = state.steps + steps
+    every = max(1, (plan.m - plan.k) // (10 * plan.b))
+
+    def running(state: _State) -> Array:
+        return (state.phase < DONE) & (state.steps < end)
+
+    def step(state: _State) -> _State:
+        basis = krylov.expand(lambda V: apply(side, V), state.basis)
+        state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
+        full = basis.size + plan.b > plan.m
+        look = full | (state.steps % every == 0)
+        over = full | (state.searched >= SEARCH_STEPS) | basis.closed
+        branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
+        return jax.lax.switch(
+            branch, [lambda s: s, lambda s: _look(s, limits, plan, full), lambda s: _judge(s, limits, plan)], state
+        )
+
+    return jax.lax.while_loop(running, step, state)
+
+
+def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
+    """(wanted `(m,)`, converged `(m,)`, is the wanted set settled?) of Ritz pairs."""
+    index = jnp.arange(plan.m)
+    used = index < basis.size
+    top = jnp.max(jnp.where(used, jnp.abs(values), 0))
+    tol = jnp.maximum(limits.tol, limits.noise) * top
+    if plan.lifted:
+        # Lifting divides by √λ: the residual in parameter space is larger by √(λ_max/λ).
+        # Values lost in rounding have no meaningful image; they are not waited for.
+        resolved = values > 10 * limits.noise * top
+        residuals = residuals * jnp.where(resolved, jnp.sqrt(top / jnp.where(resolved, values, 1)), 1)
+    converged = used & (residuals <= tol)
+    if not plan.threshold:
+        return index < plan.k, converged, basis.size >= plan.k
+    wanted = used & (values + residuals > limits.above)
+    return wanted, converged, jnp.any(used & ~wanted)
+
+
+def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
+    """Test convergence; begin the search, restart, or give up."""
+    basis = state.basis
+    values, S, residuals = krylov.ritz(basis)
+    wanted, converged, settled = _wanted(values, residuals, basis, limits, plan)
+    count = jnp.sum(wanted)
+    done = settled & jnp.all(~wanted | converged) & (count <= plan.k)
+    # More than k values above the threshold: the first k are all that was asked for.
+    crowded = (count > plan.k) & jnp.all(converged[: plan.k]) if plan.threshold else jnp.zeros((), bool)
+    top = jnp.maximum(jnp.max(jnp.abs(values[: plan.k])), jnp.finfo(values.dtype).tiny)
+    state = state._replace(
+        converged=jnp.sum(wanted & converged).astype(jnp.int32),
+        worst=jnp.max(jnp.where(wanted & (jnp.arange(plan.m) < basis.size), residuals, 0)) / top,
+    )
+
+    def search(state: _State) -> _State:
+        lock = jnp.minimum(count, plan.k).astype(jnp.int32)
+        basis = krylov.inject(krylov.compress(state.basis, values, S, lock))
+        lowest = values[jnp.maximum(lock - 1, 0)]
+        return state._replace(
+            basis=basis, phase=jnp.full_like(state.phase, SEARCH), lock=lock, lowest=lowest, searched=jnp.zeros_like(lock)
+        )
+
+    def restart(state: _State) -> _State:
+        # Keep the wanted pairs and some of the next, more as pairs converge: they shield the others.
+        room = plan.m - plan.b
+        keep = jnp.minimum(plan.k + jnp.maximum((plan.m - plan.k) // 3, state.converged // 2), room - plan.b)
+        return state._replace(basis=krylov.compress(state.basis, values, S, keep), restarts=state.restarts + 1)
+
+    def stop(state: _State) -> _State:
+        return state._replace(phase=jnp.full_like(state.phase, STOPPED))
+
+    exhausted = full & (state.restarts >= plan.restarts)
+    branch = jnp.where(crowded, 3, jnp.where(done, 1, jnp.where(exhausted, 3, jnp.where(full, 2, 0))))
+    return jax.lax.switch(branch, [lambda s: s, search, restart, stop], state)
+
+
+def _judge(state: _State, limits: _Limits, plan: _Plan) -> _State:
+    """End of a search: a missed eigenvalue sends it back to iterating; otherwise bound what is not in the list."""
+    basis = state.basis
+    values, S, _ = krylov.ritz(basis, state.lock)
+    found = values[0]
+    top = jnp.maximum(jnp.max(jnp.abs(jnp.diag(basis.T))), jnp.abs(found))
+    noise = jnp.maximum(limits.tol, limits.noise) * top
+    missed = found > (limits.above if plan.threshold else state.lowest + noise)
+    seen = jnp.maximum(state.seen, found)
+    searches = state.searches + 1
+    rest = jnp.where(basis.closed, seen + limits.noise * top, _bound(state, values, seen, searches, plan))
+    enough = ((rest <= limits.above) | (searches >= MAX_SEARCHES)) if plan.threshold else (searches >= 1)
+
+    def back(state: _State) -> _State:
+        low = jnp.full_like(state.seen, -jnp.inf)
+        return state._replace(
+            phase=jnp.full_like(state.phase, ITERATE), searches=jnp.zeros_like(searches), seen=low,
+            basis=basis._replace(closed=jnp.zeros((), bool)),
+        )
+
+    def finish(state: _State) -> _State:
+        return state._replace(phase=jnp.full_like(state.phase, DONE), searches=searches, seen=seen, rest=rest)
+
+    def again(state: _State) -> _State:
+        all_values, all_S, _ = krylov.ritz(basis)
+        fresh = krylov.inject(krylov.compress(basis, all_values, all_S, state.lock))
+        return state._replace(basis=fresh, searches=searches, seen=seen, searched=jnp.zeros_like(searches))
+
+    return jax.lax.switch(jnp.where(missed, 0, jnp.where(enough, 1, 2)), [back, finish, again], state)
+
+
+def _bound(state: _State, values: Array, seen: Array, searches: Array, plan: _Plan) -> Array:
+    """Upper bound on the largest eigenvalue orthogonal to the locked pairs, wrong with probability <= FAILURE.
+
+    q Lanczos steps from a random start miss the largest eigenvalue by more than the fraction ε of the spectrum's width
+    with probability <= 1.648 √n exp(−√ε (2q − 1)); independent searches multiply.
+    """
+    q = state.searched.astype(values.dtype)
+    root = (math.log(1.648 * math.sqrt(plan.n)) + math.log(1 / FAILURE) / searches) / (2 * q - 1)
+    if plan.psd:
+        lowest = jnp.zeros((), values.dtype)
+    else:
+        used = jnp.arange(plan.m) < state.basis.size - state.lock
+        lowest = jnp.min(jnp.where(used, values, jnp.inf)) - jnp.linalg.norm(state.basis.C)
+    epsilon = root**2
+    return jnp.where(epsilon < 1, (seen - epsilon * lowest) / jnp.where(epsilon < 1, 1 - epsilon, 1), jnp.nan)
+
+
+@partial(linalg.precise_jit, static_argnums=2)
+def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
+    """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted)."""
+    values, S, residuals = krylov.ritz(state.basis)
+    count = jnp.full((), plan.k)
+    if plan.threshold:
+        wanted, _, _ = _wanted(values, residuals, state.basis, limits, plan)
+        count = jnp.minimum(jnp.sum(wanted & (values > limits.above)), plan.k)
+    S = S[:, : plan.k].T
+    # Pairs that an interrupted run has not reached have no vector: a residual that is NaN is never converged.
+    S = jnp.where((jnp.arange(plan.k) < state.basis.size)[:, None], S, jnp.nan)
+    return jnp.pad(S, ((0, 0), (0, plan.b))) @ state.basis.vectors, S @ state.basis.images, count
+
+
+def _lift(
+    operator: LinearOperator, rows: Array, values: Array, within: Array, noise: Array, key: Array
+) -> tuple[Array, Array, Array, Array, int]:
+    """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
+
+    The residual of `y = Aᵀ u / √λ` is `Aᵀ (K u − λ u) / √λ`, at most √(λ_max / λ) times that of u. Values lost in rounding
+    have no such y; then all pairs are measured with fresh products.
+    """
+    k = rows.shape[0]
+    top = jnp.max(values)
+    meaningful = values > 10 * noise * top
+    lifted = lift(operator, rows)
+    if not _checks.traced((operator, meaningful)) and bool(meaningful.all()):
+        return lifted, values, within * jnp.sqrt(top / values), within, (k + 1) // 2
+    lifted = complete(lifted, k, meaningful, key)
+    values, residuals = measured(lifted, apply_rows(operator, lifted, 1))
+    return lifted, values, residuals, residuals, k + (k + 1) // 2
+
+
+def _trim(result: EigenResult, count: int) -> EigenResult:
+    """The first `count` entries, those above the threshold."""
+    cut = {name: getattr(result, name)[:count] for name in ("values", "residuals", "bounds", "converged")}
+    return dataclasses.replace(result, **cut, vectors=result.vectors[:, :count])
+
+
+# --- driven by the host -----------------------------------------------------------------------------------------------
+
+
+class _Interrupt:
+    """Turn the first Ctrl-C into a flag that is looked at between steps, so that no state is lost; the second raises."""
+
+    def __enter__(self) -> "_Interrupt":
+        self.asked = False
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def _drive(
+    side: Any, state: _State, limits: _Limits, plan: _Plan, progress: Reporter | None, spent: int
+) -> tuple[_State, bool]:
+    """Run to the end a few steps at a time; returns the state and whether it was interrupted."""
+    steps = max(1, 4 // plan.b)
+    with _Interrupt() as interrupt:
+        while int(state.phase) < DONE and not interrupt.asked:
+            began = time.perf_counter()
+            state = _advance(side, state, limits, plan, jnp.asarray(steps))
+            taken = int(state.steps)
+            if progress is not None:
+                worst = float(state.worst)
+                phase = "searching for missed eigenvalues" if int(state.phase) == SEARCH else "iterating"
+                progress(Progress(spent + taken * plan.b, int(state.converged), plan.k, worst, phase))
+            if time.perf_counter() - began < 0.1:
+                steps = min(2 * steps, 64)
+        return state, interrupt.asked
