@@ -5,6 +5,7 @@ settings share one compilation.
 """
 
 import dataclasses
+import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -20,7 +21,7 @@ def static(**options: Any) -> Any:
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def record(cls: type[T]) -> type[T]:
     """Class decorator: frozen dataclass and pytree; fields are array leaves unless declared with `static()`."""
-    fields = cls.__dict__.get("__annotations__", {})
+    fields = inspect.get_annotations(cls)
     is_static = {
         name: isinstance(cls.__dict__.get(name), dataclasses.Field) and "static" in cls.__dict__[name].metadata
         for name in fields
@@ -30,9 +31,21 @@ def record(cls: type[T]) -> type[T]:
     made = dataclasses.dataclass(
         frozen=True, eq=all(is_static.values()), repr="__repr__" not in cls.__dict__ and not _inherits_repr(cls)
     )(cls)
-    names = [f.name for f in dataclasses.fields(made)]  # type: ignore[arg-type]
-    meta = [f.name for f in dataclasses.fields(made) if "static" in f.metadata]  # type: ignore[arg-type]
-    jax.tree_util.register_dataclass(made, [n for n in names if n not in meta], meta)
+    data = [name for name in is_static if not is_static[name]]
+    meta = [name for name in is_static if is_static[name]]
+
+    def flatten(instance: T) -> Any:
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in data]
+        return leaves, tuple(getattr(instance, name) for name in meta)
+
+    def unflatten(values: Any, leaves: Any) -> T:
+        # Not through __init__: its checks are for users, and JAX puts placeholders where arrays were.
+        instance = object.__new__(made)
+        for name, value in zip((*data, *meta), (*leaves, *values), strict=True):
+            object.__setattr__(instance, name, value)
+        return instance
+
+    jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
     return made
 
 

@@ -48,14 +48,22 @@ def parser() -> argparse.ArgumentParser:
     network = spectrum.add_argument_group("network")
     network.add_argument("--model", default="resmlp", metavar="NAME", help="mlp or resmlp (default: resmlp)")
     network.add_argument(
-        "-o", "--option", action="append", default=[], metavar="NAME=VALUE",
+        "-o",
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
         help="option of the model, such as depth=8, width=128, skip=1; repeat for more",
     )
     network.add_argument("--checkpoint", metavar="PATH", help="weights: an Orbax directory or an .npz (default: random)")
-    network.add_argument("--where", metavar="GLOB", help="only parameters whose path matches, such as 'blocks/0' or '*/bias'")
+    network.add_argument(
+        "--where", metavar="GLOB", help="only parameters whose path matches, such as 'blocks/0' or '*/bias'"
+    )
     data = spectrum.add_argument_group("data")
     data.add_argument(
-        "--data", default="digits", metavar="SOURCE",
+        "--data",
+        default="digits",
+        metavar="SOURCE",
         help="digits (default), gaussian, spheres, or a file: .npy, .npz (x, y), MNIST idx, CIFAR-10 .bin",
     )
     data.add_argument("--samples", type=int, metavar="N", help="the first N samples (default: all; 1000 if random)")
@@ -63,11 +71,15 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--outputs", type=int, metavar="C", help="network outputs (default: number of classes, else 10)")
     matrix = spectrum.add_argument_group("matrix")
     matrix.add_argument(
-        "--likelihood", default="categorical", choices=["categorical", "gaussian", "bernoulli", "poisson"],
+        "--likelihood",
+        default="categorical",
+        choices=["categorical", "gaussian", "bernoulli", "poisson"],
         help="of the outputs (default: categorical)",
     )
     matrix.add_argument(
-        "--kind", default="exact", choices=["exact", "mc", "empirical"],
+        "--kind",
+        default="exact",
+        choices=["exact", "mc", "empirical"],
         help="labels: expectation over the model (exact, default), drawn from it (mc), or given (empirical)",
     )
     matrix.add_argument("--draws", type=int, default=1, metavar="S", help="labels per sample for --kind mc (default: 1)")
@@ -79,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     solver.add_argument("--chunk", metavar="N", default="auto", help="samples per pass (default: from free memory)")
     solver.add_argument("--seed", type=int, default=0, help="of weights, random data and solver (default: 0)")
     solver.add_argument("--x64", action="store_true", help="compute in float64")
-    spectrum.add_argument("--out", default="fisher_spectrum", metavar="DIR", help="where files go (default: fisher_spectrum)")
+    spectrum.add_argument(
+        "--out", default="fisher_spectrum", metavar="DIR", help="where files go (default: fisher_spectrum)"
+    )
     spectrum.add_argument("--quiet", action="store_true", help="no progress bar")
     spectrum.set_defaults(run=run_spectrum)
     return top
@@ -237,8 +251,13 @@ class _Bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total} converged"),
-            TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), console=Console(stderr=True), disable=quiet,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} converged"),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=quiet,
             redirect_stdout=False,
         )
 

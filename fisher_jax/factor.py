@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fisher_jax import _checks, linalg
 from fisher_jax._record import record, static
 from fisher_jax.functional import Network
-from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import product, require_room
 
 Array = jax.Array
@@ -270,9 +269,7 @@ class Factor:
         if chunk.labels is None:
             w = self.likelihood.factor(z, self.jacobian.space.unflatten(u))
         else:
-            w = jax.tree.map(
-                lambda s: jnp.sum(s * u.reshape(u.shape + (1,) * (s.ndim - 2)), axis=1), self._scores(z, chunk)
-            )
+            w = jax.tree.map(lambda s: jnp.sum(s * u.reshape(u.shape + (1,) * (s.ndim - 2)), axis=1), self._scores(z, chunk))
         return scaled(w, chunk.scale)
 
     def contract(self, z: Any, t: Any, chunk: Chunks) -> Array:
@@ -327,6 +324,10 @@ class Factor:
             return None
         return dataclasses.replace(self, centre=None).rmatmat(self.centre)
 
+    def outliers(self) -> int:
+        """How many eigenvalues leave the bulk in wide networks: the output directions that the likelihood sees."""
+        return sum(s[-1] - self.likelihood.null_dimensions for s in self.jacobian.space.shapes)
+
     def rank_bound(self) -> int:
         """An upper bound on the rank from shapes, weights and the likelihood's null space."""
         space, data = self.jacobian.space, self.jacobian.data
@@ -369,7 +370,7 @@ def _centred_rows(factor: Factor) -> Any:
             return leaves
         shifts = factor.jacobian.network.split(mean)
         offset = offset.reshape(-1)
-        return [a - offset.reshape(-1, *(1,) * s.ndim) * s for a, s in zip(leaves, shifts, strict=True)]
+        return [a - offset.reshape(-1, *(1,) * s.ndim) * s[None] for a, s in zip(leaves, shifts, strict=True)]
 
     return (data, offsets), rows
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fisher_jax import _checks, linalg
-from fisher_jax._record import record, static
+from fisher_jax._record import record
 from fisher_jax.factor import (
     ROW_BATCH_BYTES,
     Chunks,
@@ -264,7 +264,7 @@ def fisher(
     x: Any,
     likelihood: Likelihood,
     *,
-    kind: Exact | MonteCarlo | Empirical = Exact(),  # noqa: B008 (a frozen record)
+    kind: Exact | MonteCarlo | Empirical = Exact(),
     where: str | Callable[[str], bool] | None = None,
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
@@ -465,8 +465,11 @@ def _scales(
     weights: Any, samples: int, outputs: Any, where: str, tokens: bool = True
 ) -> tuple[np.ndarray | Array, np.ndarray | Array]:
     """(√weight per sample or token, √weight per sample with squares summing to 1)."""
-    dtype = np.float32 if outputs is None else np.dtype(jnp.result_type(*jax.tree.leaves(outputs)))
-    dtype = np.float64 if jax.config.jax_enable_x64 and outputs is None else dtype
+    dtype = (
+        jax.dtypes.canonicalize_dtype(np.float64)
+        if outputs is None
+        else np.dtype(jnp.result_type(*jax.tree.leaves(outputs)))
+    )
     if weights is None:
         mass = np.full((samples,), 1 / math.sqrt(samples), dtype)
         return mass, mass

@@ -165,7 +165,9 @@ def network(model: Any, where: str, select: str | Callable[[str], bool] | None) 
     chosen = tuple(d and _matches(select, p) for p, d in zip(paths, differentiable, strict=True))
     if not any(chosen):
         listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
-        raise _checks.fail(where, f"where={select!r} selects no parameter", f"choose among {listed or 'none: the model has none'}")
+        raise _checks.fail(
+            where, f"where={select!r} selects no parameter", f"choose among {listed or 'none: the model has none'}"
+        )
     net = Network(
         function.apply,
         tuple(leaf for leaf, c in zip(leaves, chosen, strict=True) if c),

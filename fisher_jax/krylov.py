@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisher_jax.linalg import eps
 
@@ -24,6 +25,8 @@ Array = jax.Array
 BREAKDOWN = 64
 # Columns of the basis rotated at once in a restart, so that it happens in place.
 PANEL = 4096
+# Row and column numbers are int32 also where x64 is enabled.
+_ZERO = np.int32(0)
 
 
 class Basis(NamedTuple):
@@ -34,7 +37,7 @@ class Basis(NamedTuple):
     T: Array  # (m, m)
     C: Array  # (b, m)
     size: Array  # ()
-    norm: Array  # () largest entry of T so far, the scale for breakdown
+    norm: Array  # () estimate of ‖M‖ from below, the scale for breakdown: largest product or Ritz value so far
     closed: Array  # () bool: a breakdown happened since the last compression
     key: Array
 
@@ -69,11 +72,11 @@ def expand(apply: Any, basis: Basis) -> Basis:
     again = W @ V.T
     once = jnp.linalg.norm(W, axis=1)
     W, H = W - again @ V, H + again
-    norm = jnp.maximum(basis.norm, jnp.max(jnp.abs(H)))
+    norm = jnp.maximum(basis.norm, jnp.max(jnp.linalg.norm(H, axis=1)))
     Q, R, broke, key = _orthonormalize(W, V, once, norm, basis.key)
-    T = jax.lax.dynamic_update_slice(basis.T, H[:, :m].T, (0, j))
-    T = jax.lax.dynamic_update_slice(T, H[:, :m], (j, 0))
-    C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (0, j))
+    T = jax.lax.dynamic_update_slice(basis.T, H[:, :m].T, (_ZERO, j))
+    T = jax.lax.dynamic_update_slice(T, H[:, :m], (j, _ZERO))
+    C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (_ZERO, j))
     V = jax.lax.dynamic_update_slice_in_dim(V, Q, j + b, axis=0)
     return Basis(V, images, T, C, j + b, norm, basis.closed | broke, key)
 
@@ -132,7 +135,7 @@ def ritz(basis: Basis, skip: Any = 0) -> tuple[Array, Array, Array]:
     Entries past the number of rows used are meaningless; they come last.
     """
     m = basis.T.shape[0]
-    index = jnp.arange(m)
+    index = jnp.arange(m, dtype=jnp.int32)
     used = (index >= skip) & (index < basis.size)
     T = jnp.where(used[:, None] & used[None, :], (basis.T + basis.T.T) / 2, 0)
     low = -(1 + 2 * m * jnp.max(jnp.abs(T)))
@@ -146,19 +149,22 @@ def _rotate(rows: Array, S: Array, finish: Any = None) -> Array:
     m, n = S.shape[0], rows.shape[1]
 
     def panel(rows: Array, first: Any, width: int) -> Array:
-        old = jax.lax.dynamic_slice(rows, (0, first), (rows.shape[0], width))
+        first = jnp.asarray(first, jnp.int32)
+        old = jax.lax.dynamic_slice(rows, (_ZERO, first), (rows.shape[0], width))
         new = jnp.pad(S.T @ old[:m], ((0, rows.shape[0] - m), (0, 0)))
-        return jax.lax.dynamic_update_slice(rows, new if finish is None else finish(new, old), (0, first))
+        return jax.lax.dynamic_update_slice(rows, new if finish is None else finish(new, old), (_ZERO, first))
 
     full = n // PANEL
-    rows = jax.lax.fori_loop(0, full, lambda i, V: panel(V, i * PANEL, PANEL), rows)
+    if full:
+        rows = jax.lax.fori_loop(0, full, lambda i, V: panel(V, i * PANEL, PANEL), rows)
     return panel(rows, full * PANEL, n % PANEL) if n % PANEL else rows
 
 
 def compress(basis: Basis, values: Array, S: Array, keep: Array) -> Basis:
     """Thick restart: the basis becomes the first `keep` Ritz vectors; the next block and its coupling stay."""
     b, m = basis.C.shape
-    kept = jnp.arange(m) < keep
+    keep = keep.astype(jnp.int32)
+    kept = jnp.arange(m, dtype=jnp.int32) < keep
     S = jnp.where(kept, S, 0)
 
     def move_block(new: Array, old: Array) -> Array:
@@ -169,7 +175,7 @@ def compress(basis: Basis, values: Array, S: Array, keep: Array) -> Basis:
         images=_rotate(basis.images, S),
         T=jnp.diag(jnp.where(kept, values, 0)),
         C=basis.C @ S,
-        size=keep.astype(jnp.int32),
+        size=keep,
         closed=jnp.zeros((), bool),
     )
 

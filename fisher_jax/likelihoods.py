@@ -115,9 +115,7 @@ class Categorical(Likelihood):
                 f"give integer class labels of shape {tuple(f.shape[:-1])}",
             )
         if not _checks.traced(y) and y.size and (int(y.min()) < 0 or int(y.max()) >= f.shape[-1]):
-            raise _checks.fail(
-                where, f"labels y span {int(y.min())}..{int(y.max())}", f"give classes 0..{f.shape[-1] - 1}"
-            )
+            raise _checks.fail(where, f"labels y span {int(y.min())}..{int(y.max())}", f"give classes 0..{f.shape[-1] - 1}")
 
 
 @record

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fisher_jax.report import outliers as count_outliers
 from fisher_jax.results import EigenResult, Summary
 
 INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
@@ -27,34 +27,48 @@ def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None
     figure = Figure(figsize=(9, 4.2) if summary else (5.6, 4.2), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=(3, 2)) if summary else [figure.subplots()]
     left = axes[0]
-    many = count_outliers(values[shown])
+    many = summary.outliers if summary else 0
     # A bound may reach below zero, which a logarithmic axis cannot show: cut the bar just above.
     lower = np.minimum(bounds, values * (1 - 1e-3))
     for mask, color, label in (
-        (shown & (rank <= many), ACCENT, f"outliers ({many})"),
-        (shown & (rank > many), INK, "bulk edge" if many else "eigenvalues"),
+        (shown & (rank <= many), ACCENT, f"first {many}: outliers expected at large width"),
+        (shown & (rank > many), INK, "following eigenvalues" if many else "eigenvalues"),
     ):
         if mask.any():
             left.errorbar(
-                rank[mask], values[mask], yerr=[lower[mask], bounds[mask]], fmt="o", ms=5, color=color, ecolor=color,
-                capsize=3, elinewidth=1, label=label,
+                rank[mask],
+                values[mask],
+                yerr=[lower[mask], bounds[mask]],
+                fmt="o",
+                ms=5,
+                color=color,
+                ecolor=color,
+                capsize=3,
+                elinewidth=1,
+                label=label,
             )
     left.set_yscale("log")
     left.set_xlabel("rank i")
     left.set_ylabel("eigenvalue λᵢ of the Fisher matrix")
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     if shown.any():
         largest = values[shown][0]
         left.annotate(
             f"λ_max = {largest:.4g}\nlearning rate < 2/λ_max = {2 / largest:.3g}",
-            (rank[shown][0], largest), xytext=(14, -4), textcoords="offset points", va="center", fontsize=9, color=INK,
+            (rank[shown][0], largest),
+            xytext=(0.36, 0.93),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
         )
     if summary:
         _trace_share(axes[1], values, shown, rank, summary)
-        if shown.any() and summary.mean_eigenvalue > 1e-3 * values[shown][-1]:
+        if summary.mean_eigenvalue > 1e-3 * values[shown].min(initial=np.inf):
             left.axhline(summary.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
     if shown.any():
-        left.legend(frameon=False, fontsize=9, loc="lower left")
+        left.legend(frameon=False, fontsize=9, loc="best")
     for axis in axes:
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -71,7 +85,7 @@ def _trace_share(axis: Any, values: np.ndarray, shown: np.ndarray, rank: np.ndar
     axis.set_ylim(0, 100)
     axis.set_xlabel("number of eigenvalues")
     axis.set_ylabel("share of the trace, %")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     facts = (
         f"trace = {summary.trace:.5g} (exact)\neffective rank = {summary.effective_rank:.4g}\n"
         f"P = {summary.size}\nexact zeros ≥ {summary.zeros}"

@@ -14,6 +14,8 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
     - effective rank: `trace / λ_max`, the r₀ of Bartlett et al. (PNAS 117(48), 2020), between 1 and the rank.
     - zeros: eigenvalues that are zero whatever the weights: P minus the largest rank that the shapes, the likelihood's null
       space and the parameters without any gradient allow. More may be zero; none of these is rounding noise.
+    - outliers: one for each direction of the output space that the likelihood sees, C (C − 1 for softmax), detach from the
+      bulk in wide networks (Papyan, JMLR 21(252), 2020; Karakida et al., NeurIPS 2019); their gap is λ_c / λ_{c+1}.
     - learning rate: gradient descent on the quadratic model is stable below `2 / λ_max`.
 
     Args:
@@ -24,6 +26,8 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
     """
     if not bool(top.converged[0]):
         raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
+    count = F.factor.outliers()
+    known = len(top.values) > count and bool(top.converged[: count + 1].all()) and float(top.values[count]) > 0
     diagonal, norms = (np.asarray(a, np.float64) for a in F.factor.row_moments())
     trace = float(norms.sum())
     values = np.asarray(top.values, np.float64)[np.asarray(top.converged)]
@@ -39,7 +43,8 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
         size=F.size,
         dual_size=F.factor.shape[0],
         top_share=float(values.sum() / trace) if trace > 0 else float("nan"),
-        outliers=outliers(values),
+        outliers=count,
+        outlier_gap=float(top.values[count - 1] / top.values[count]) if known else float("nan"),
         max_learning_rate=2 / largest if largest > 0 else float("inf"),
         converged=int(top.converged.sum()),
         asked=int(top.values.size),
@@ -50,12 +55,3 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
         method=top.method,
         info=top.info,
     )
-
-
-def outliers(values: np.ndarray) -> int:
-    """How many values lie above the largest relative gap between neighbours, if that gap is at least a factor of two."""
-    positive = values[values > 0]
-    if positive.size < 2:
-        return 0
-    ratios = positive[:-1] / positive[1:]
-    return int(np.argmax(ratios)) + 1 if ratios.max() >= 2 else 0

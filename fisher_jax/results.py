@@ -49,7 +49,22 @@ class EigenResult:
             f"max residual {worst:.1e}, {self.method}"
         )
         note = dict(self.info).get("note")
-        return "\n".join([head, *([note] if note else []), self.table()])
+        return "\n".join([head, self.completeness(), *([note] if note else []), self.table()])
+
+    def completeness(self) -> str:
+        """What is established about eigenvalues that are not in the list."""
+        bound = float(self.complete_above)
+        if np.isneginf(bound):
+            return "all eigenvalues are known"
+        if np.isnan(bound) or not np.isfinite(bound):
+            return "not established: that no eigenvalue is missing"
+        chance = dict(self.info).get("failure_probability")
+        doubt = f" (failure probability {chance})" if chance else ""
+        if self.values.size and not bound <= float(np.nanmax(np.asarray(self.values))) + float(self.floor):
+            return (
+                f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
+            )
+        return f"no eigenvalue above {bound:.6g} is missing{doubt}"
 
     def table(self) -> str:
         """One line for each eigenvalue: value, error bound, residual, convergence."""
@@ -76,6 +91,7 @@ class Summary:
     dual_size: int
     top_share: float
     outliers: int
+    outlier_gap: float
     max_learning_rate: float
     converged: int
     asked: int
@@ -94,7 +110,7 @@ class Summary:
             ("mean eigenvalue, trace/P", f"{self.mean_eigenvalue:.6g}"),
             ("effective rank, trace/λ_max", f"{self.effective_rank:.5g}"),
             (f"share of the trace in the top {self.asked}", f"{100 * self.top_share:.2f} %"),
-            ("outliers above the largest gap", f"{self.outliers}"),
+            (f"gap below the {self.outliers} outliers, λ_{self.outliers}/λ_{self.outliers + 1}", _number(self.outlier_gap)),
             ("parameters P", f"{self.size}"),
             ("exact zero eigenvalues, at least", f"{self.zeros}"),
             ("converged", f"{self.converged} of {self.asked}, tolerance {self.tol:.1e}·λ_max"),
@@ -112,6 +128,10 @@ class Summary:
         return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
+def _number(value: float) -> str:
+    return "unknown: raise k" if np.isnan(value) else f"{value:.4g}"
+
+
 def provenance(key: Any = None, dtype: Any = None, **settings: Any) -> tuple[tuple[str, str], ...]:
     """Versions, device, precision, seed and settings, as pairs of strings."""
     device = jax.devices()[0]
@@ -121,7 +141,7 @@ def provenance(key: Any = None, dtype: Any = None, **settings: Any) -> tuple[tup
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
-        "x64": str(bool(jax.config.jax_enable_x64)),
+        "x64": str(jax.dtypes.canonicalize_dtype(np.float64) == np.float64),
         "matmul_precision": "highest",
     }
     if dtype is not None:
@@ -140,7 +160,7 @@ _TYPES = {cls.__name__: cls for cls in (EigenResult, Summary)}
 
 
 def save(result: Any, path: Any) -> None:
-    """Write a result to one `.npz`: arrays as they are, everything else as JSON; replaced in one step, never half-written."""
+    """Write a result to one `.npz`: arrays as they are, everything else as JSON; renamed when complete."""
     if type(result).__name__ not in _TYPES:
         raise _checks.fail("save", f"result is a {type(result).__name__}", f"save one of {sorted(_TYPES)}")
     arrays: dict[str, np.ndarray] = {}
@@ -171,9 +191,11 @@ def load(path: Any) -> Any:
         raise _checks.fail("load", f"path={str(path)!r} is not a result file", "give a file written by fj.save") from error
     try:
         header = json.loads(str(arrays.pop("__header__")))
-        cls = _TYPES[header["type"]]
+        cls: Any = _TYPES[header["type"]]
     except (KeyError, ValueError):
-        raise _checks.fail("load", f"path={str(path)!r} is not a fisher_jax result", "give a file written by fj.save") from None
+        raise _checks.fail(
+            "load", f"path={str(path)!r} is not a fisher_jax result", "give a file written by fj.save"
+        ) from None
     if header.get("format") != FORMAT:
         raise _checks.fail(
             "load", f"path={str(path)!r} has format {header.get('format')}", f"read it with a version that writes {FORMAT}"
@@ -194,6 +216,9 @@ def replace(path: Any, write: Callable[[str], None]) -> None:
         dir=os.path.dirname(path) or ".", prefix="." + os.path.basename(path), suffix=os.path.splitext(path)[1]
     )
     os.close(handle)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp keeps others out; a result file is like any other
     try:
         write(temporary)
         os.replace(temporary, path)

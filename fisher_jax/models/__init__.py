@@ -12,7 +12,7 @@ from fisher_jax.models.checkpoint import save_weights as save_weights
 from fisher_jax.models.mlp import MLP as MLP
 from fisher_jax.models.resmlp import ResMLP as ResMLP
 
-MODELS: dict[str, type[nnx.Module]] = {"mlp": MLP, "resmlp": ResMLP}
+MODELS: dict[str, Any] = {"mlp": MLP, "resmlp": ResMLP}
 
 
 def options(name: str) -> dict[str, Any]:

@@ -26,9 +26,7 @@ def activation(model: str, name: str) -> Callable[[jax.Array], jax.Array]:
 class Linear(nnx.Module):
     """`W x (+ b)` with `W_ij ~ N(0, variance / fan_in)`, and `b_i ~ N(0, bias_variance)` if that is not None."""
 
-    def __init__(
-        self, inputs: int, outputs: int, variance: float, bias_variance: float | None = None, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, variance: float, bias_variance: float | None = None, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(math.sqrt(variance / inputs) * jax.random.normal(rngs.params(), (inputs, outputs)))
         if bias_variance is None:
             self.bias = None

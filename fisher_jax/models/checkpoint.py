@@ -47,11 +47,14 @@ def load_weights(model: nnx.Module, path: Any) -> None:
     if missing := sorted(set(wanted) - set(found)):
         raise _checks.fail("checkpoint", f"{path} lacks {_few(missing)}", "give a checkpoint of this model and its options")
     if unknown := sorted(set(found) - set(wanted)):
-        raise _checks.fail("checkpoint", f"{path} has unknown {_few(unknown)}", "choose the model and options it was saved with")
+        raise _checks.fail(
+            "checkpoint", f"{path} has unknown {_few(unknown)}", "choose the model and options it was saved with"
+        )
     for name, leaf in wanted.items():
         if found[name].shape != leaf.shape or not np.issubdtype(found[name].dtype, np.number):
             raise _checks.fail(
-                "checkpoint", f"{name} is {found[name].dtype}{list(found[name].shape)}, the model has {list(leaf.shape)}",
+                "checkpoint",
+                f"{name} is {found[name].dtype}{list(found[name].shape)}, the model has {list(leaf.shape)}",
                 "choose the options it was saved with",
             )
         _checks.finite("checkpoint", name, found[name], "load weights without NaN")
@@ -85,7 +88,9 @@ def _read_orbax(path: str) -> dict[str, np.ndarray]:
         with ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+                lambda m: jax.ShapeDtypeStruct(
+                    m.shape, m.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                ),
                 metadata.tree,
             )
             tree = checkpointer.restore(path, abstract)

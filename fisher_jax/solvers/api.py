@@ -16,7 +16,7 @@ def eigsh(
     operator: LinearOperator,
     k: int,
     *,
-    method: Any = Auto(),  # noqa: B008 (a frozen record)
+    method: Any = Auto(),
     above: float | None = None,
     v0: Any = None,
     key: jax.Array,

@@ -80,6 +80,7 @@ def certify(
     vectors: Array,
     values: Array,
     residuals: Array,
+    norm: Array,
     relative_floor: Array,
     tol: Any,
     rest: Array,
@@ -93,7 +94,8 @@ def certify(
 
     Args:
         vectors: rows `(k, n)`. values, residuals: `(k,)` from `measured`.
-        relative_floor: rounding error of a product over λ_max.
+        norm: of the operator: the largest eigenvalue in absolute value, λ_max for a positive semidefinite one.
+        relative_floor: rounding error of a product over the norm.
         rest: bound on all eigenvalues not among these (NaN if unknown).
         within: `(k,)` residuals that bound the error of the values, where these differ (those of the dual problem).
         wanted: `(k,)` bool, entries to report; others become NaN.
@@ -102,11 +104,10 @@ def certify(
     wanted = jnp.ones(values.shape, bool) if wanted is None else wanted
     order = jnp.argsort(-values)
     values, residuals, vectors, within, wanted = (a[order] for a in (values, residuals, vectors, within, wanted))
-    top = jnp.max(jnp.abs(values))
-    floor = relative_floor * top
+    floor = relative_floor * norm
     tol = jnp.maximum(jnp.asarray(tol, values.dtype), relative_floor)
     # A residual is itself known up to the floor.
-    converged = residuals <= tol * top + floor
+    converged = residuals <= tol * norm + floor
     bounds = linalg.error_bounds(values, within, rest, floor, wanted)
     if operator.psd:
         # Not distinguishable from zero: report zero, with a bound that covers the value found.

@@ -34,7 +34,7 @@ class Dense:
         side = smaller_side(operator)
         if side.size > MAX_SIZE:
             raise _checks.fail("Dense", f"size {side.size} exceeds {MAX_SIZE}", "use method=fj.Lanczos()")
-        values, rows, rest = _top_rows(side.dense(), min(k, side.size))
+        values, rows, rest, norm = _top_rows(side.dense(), min(k, side.size))
         spent = k
         if side is not operator:
             rows = complete(lift(operator, rows), k, values > values[0] * linalg.eps(side.dtype) * side.size, key)
@@ -46,6 +46,7 @@ class Dense:
             rows,
             values,
             residuals,
+            norm,
             floor,
             floor,
             # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
@@ -63,10 +64,10 @@ def _eigh(matrix: Array) -> tuple[Array, Array]:
     return values[::-1], vectors.T[::-1]
 
 
-def _top_rows(matrix: Array, k: int) -> tuple[Array, Array, Array]:
+def _top_rows(matrix: Array, k: int) -> tuple[Array, Array, Array, Array]:
     values, rows = _eigh(matrix)
     rest = values[k] if k < values.size else jnp.full((), -jnp.inf, values.dtype)
-    return values[:k], rows[:k], rest
+    return values[:k], rows[:k], rest, jnp.max(jnp.abs(values))
 
 
 def keep_above(result: EigenResult, above: Any) -> EigenResult:
@@ -75,7 +76,10 @@ def keep_above(result: EigenResult, above: Any) -> EigenResult:
     if _checks.traced(result):
         mark = jnp.where(kept, 1.0, jnp.nan).astype(result.values.dtype)
         return dataclasses.replace(
-            result, values=result.values * mark, bounds=result.bounds * mark, vectors=result.vectors * mark,
+            result,
+            values=result.values * mark,
+            bounds=result.bounds * mark,
+            vectors=result.vectors * mark,
             converged=result.converged & kept,
         )
     index = jnp.flatnonzero(kept | ~result.converged)

@@ -36,11 +36,13 @@ Array = jax.Array
 
 ITERATE, SEARCH, DONE, STOPPED = range(4)
 
-# Length of one search for missed eigenvalues, and how many there may be when `above` asks for a proof.
-SEARCH_STEPS = 10
-MAX_SEARCHES = 24
 # Probability with which `complete_above` may be wrong.
 FAILURE = 1e-3
+# The first look at a search comes when it bounds the rest to within this fraction of the largest value it has met.
+SEARCH_MARGIN = 0.4
+# Searches go on until their bound is below the largest eigenvalue (or `above`), but for no more than one product for
+# this many of the iteration.
+SEARCH_SHARE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Lanczos:
     """Thick-restart Lanczos with full reorthogonalization, in the smaller of primal and dual space.
 
     Args:
-        tol: a pair is converged when ‖M v − λ v‖ <= tol·λ_max. Below the rounding error of the products, that is used.
+        tol: a pair is converged when ‖M v − λ v‖ <= tol·‖M‖, which is tol·λ_max without negative eigenvalues. A tol below
+            the rounding error of the products is replaced by that.
         steps: basis vectors kept, m; default 2 k + 20. Memory: 2 m + block vectors (the basis and its products, which give
             the true residuals without further products), 4 block work vectors, and the k results.
         restarts: give up after so many.
@@ -82,23 +85,21 @@ class Lanczos:
         m = self.steps if self.steps is not None else 2 * k + 20 + 2 * b
         if m < least:
             raise _checks.fail("Lanczos", f"steps={m} is too small for k={k}, block={b}", f"give steps >= {least}")
-        if max(m, SEARCH_STEPS * b + least) + b >= side.size:
+        m = max(m, k + b * (_first_look(side.size) + 1))
+        if m + b >= side.size:
             # The basis would span the whole space: diagonalizing it is the same work, without rounding in a basis.
             return Dense().solve(operator, k, key=key, above=above)
-        m = max(m, SEARCH_STEPS * b + least)
         plan = _Plan(k, m, b, self.restarts, above is not None, side is not operator, side.psd, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
         block, noise, spent = _start_block(side, operator, b, v0, k_start)
-        limits = _Limits(
-            jnp.asarray(self.tol, side.dtype), noise, jnp.asarray(0.0 if above is None else above, side.dtype)
-        )
+        limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, jnp.asarray(0.0 if above is None else above, side.dtype))
         state = _begin(plan, block, k_run)
         if _checks.traced((operator, state, limits)):
-            state = _advance(side, state, limits, plan, jnp.asarray(2**30))
+            state = _advance(side, state, limits, plan, jnp.asarray(2**30, jnp.int32))
             interrupted = False
         else:
             state, interrupted = _drive(side, state, limits, plan, progress, spent)
-        rows, images, count = _extract(state, limits, plan)
+        rows, images, count, norm = _extract(state, limits, plan)
         if above is not None and not _checks.traced(count):
             rows, images = (a[: max(1, int(count))] for a in (rows, images))
         values, within = measured(rows, images)
@@ -116,16 +117,20 @@ class Lanczos:
             rows,
             values,
             residuals,
+            norm,
             noise,
             self.tol,
             state.rest,
             spent + state.steps * b,
             within=within,
-            wanted=jnp.arange(rows.shape[0]) < count,
-            method=f"Lanczos(tol={self.tol:g}, steps={m}, block={b}) on the "
-            + ("operator" if side is operator else "dual"),
+            wanted=jnp.arange(rows.shape[0], dtype=jnp.int32) < count,
+            method=f"Lanczos(tol={self.tol:g}, steps={m}, block={b}) on the " + ("operator" if side is operator else "dual"),
             info=provenance(
-                key, operator.dtype, size=operator.size, iterated=side.size, failure_probability=FAILURE,
+                key,
+                operator.dtype,
+                size=operator.size,
+                iterated=side.size,
+                failure_probability=FAILURE,
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
         )
@@ -149,7 +154,7 @@ class _Plan(NamedTuple):
 
 class _Limits(NamedTuple):
     tol: Array
-    noise: Array  # rounding error of a product, relative to λ_max
+    noise: Array  # rounding error of a product, relative to ‖M‖
     above: Array
 
 
@@ -160,11 +165,13 @@ class _State(NamedTuple):
     restarts: Array
     lock: Array  # leading basis rows that a search keeps
     lowest: Array  # smallest wanted value when the search began
-    searches: Array
+    iterated: Array  # block steps before the first search
+    searches: Array  # searches ended
+    degrees: Array  # sum of 2 q − 1 over them, q their steps
     seen: Array  # largest value met by the searches
-    searched: Array  # block steps of the last search
+    searched: Array  # block steps of the running search
     converged: Array  # () wanted pairs with a small residual estimate
-    worst: Array  # () largest residual estimate among wanted pairs, over λ_max
+    worst: Array  # () largest residual estimate among wanted pairs, over ‖M‖
     rest: Array  # () bound on all eigenvalues not in the list; NaN if not established
 
 
@@ -203,7 +210,7 @@ def _begin(plan: _Plan, block: Array, key: Array) -> _State:
     zero, none = jnp.zeros((), jnp.int32), jnp.asarray(jnp.nan, block.dtype)
     low = jnp.asarray(-jnp.inf, block.dtype)
     basis = krylov.start(block, plan.m, key)
-    return _State(basis, zero, zero, zero, zero, low, zero, low, zero, zero, none, none)
+    return _State(basis, zero, zero, zero, zero, low, zero, zero, zero, low, zero, zero, none, none)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -214,6 +221,7 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
     """Up to `steps` block steps, less when done."""
     end = state.steps + steps
     every = max(1, (plan.m - plan.k) // (10 * plan.b))
+    first = _first_look(plan.n)
 
     def running(state: _State) -> Array:
         return (state.phase < DONE) & (state.steps < end)
@@ -223,10 +231,10 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
         state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
         full = basis.size + plan.b > plan.m
         look = full | (state.steps % every == 0)
-        over = full | (state.searched >= SEARCH_STEPS) | basis.closed
+        over = full | basis.closed | ((state.searched >= first) & ((state.searched - first) % every == 0))
         branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
         return jax.lax.switch(
-            branch, [lambda s: s, lambda s: _look(s, limits, plan, full), lambda s: _judge(s, limits, plan)], state
+            branch, [lambda s: s, lambda s: _look(s, limits, plan, full), lambda s: _judge(s, limits, plan, full)], state
         )
 
     return jax.lax.while_loop(running, step, state)
@@ -234,15 +242,14 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
 
 def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
     """(wanted `(m,)`, converged `(m,)`, is the wanted set settled?) of Ritz pairs."""
-    index = jnp.arange(plan.m)
+    index = jnp.arange(plan.m, dtype=jnp.int32)
     used = index < basis.size
-    top = jnp.max(jnp.where(used, jnp.abs(values), 0))
-    tol = jnp.maximum(limits.tol, limits.noise) * top
+    tol = jnp.maximum(limits.tol, limits.noise) * basis.norm
     if plan.lifted:
         # Lifting divides by √λ: the residual in parameter space is larger by √(λ_max/λ).
         # Values lost in rounding have no meaningful image; they are not waited for.
-        resolved = values > 10 * limits.noise * top
-        residuals = residuals * jnp.where(resolved, jnp.sqrt(top / jnp.where(resolved, values, 1)), 1)
+        resolved = values > 10 * limits.noise * basis.norm
+        residuals = residuals * jnp.where(resolved, jnp.sqrt(basis.norm / jnp.where(resolved, values, 1)), 1)
     converged = used & (residuals <= tol)
     if not plan.threshold:
         return index < plan.k, converged, basis.size >= plan.k
@@ -250,27 +257,43 @@ def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan
     return wanted, converged, jnp.any(used & ~wanted)
 
 
+def _norm(basis: Basis, values: Array) -> Array:
+    """The largest |eigenvalue| seen so far."""
+    used = jnp.arange(values.size, dtype=jnp.int32) < basis.size
+    return jnp.maximum(basis.norm, jnp.max(jnp.where(used, jnp.abs(values), 0)))
+
+
 def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
     """Test convergence; begin the search, restart, or give up."""
     basis = state.basis
     values, S, residuals = krylov.ritz(basis)
+    basis = basis._replace(norm=_norm(basis, values))
+    state = state._replace(basis=basis)
     wanted, converged, settled = _wanted(values, residuals, basis, limits, plan)
-    count = jnp.sum(wanted)
+    count = jnp.sum(wanted, dtype=jnp.int32)
     done = settled & jnp.all(~wanted | converged) & (count <= plan.k)
     # More than k values above the threshold: the first k are all that was asked for.
     crowded = (count > plan.k) & jnp.all(converged[: plan.k]) if plan.threshold else jnp.zeros((), bool)
-    top = jnp.maximum(jnp.max(jnp.abs(values[: plan.k])), jnp.finfo(values.dtype).tiny)
     state = state._replace(
-        converged=jnp.sum(wanted & converged).astype(jnp.int32),
-        worst=jnp.max(jnp.where(wanted & (jnp.arange(plan.m) < basis.size), residuals, 0)) / top,
+        converged=jnp.sum(wanted & converged, dtype=jnp.int32),
+        worst=jnp.max(jnp.where(wanted & (jnp.arange(plan.m, dtype=jnp.int32) < basis.size), residuals, 0))
+        / jnp.maximum(basis.norm, jnp.finfo(values.dtype).tiny),
     )
 
     def search(state: _State) -> _State:
-        lock = jnp.minimum(count, plan.k).astype(jnp.int32)
+        lock = jnp.minimum(count, plan.k)
         basis = krylov.inject(krylov.compress(state.basis, values, S, lock))
         lowest = values[jnp.maximum(lock - 1, 0)]
         return state._replace(
-            basis=basis, phase=jnp.full_like(state.phase, SEARCH), lock=lock, lowest=lowest, searched=jnp.zeros_like(lock)
+            basis=basis,
+            phase=jnp.full_like(state.phase, SEARCH),
+            lock=lock,
+            lowest=lowest,
+            iterated=state.steps,
+            searches=jnp.zeros_like(lock),
+            degrees=jnp.zeros_like(lock),
+            seen=jnp.full_like(lowest, -jnp.inf),
+            searched=jnp.zeros_like(lock),
         )
 
     def restart(state: _State) -> _State:
@@ -287,66 +310,84 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
     return jax.lax.switch(branch, [lambda s: s, search, restart, stop], state)
 
 
-def _judge(state: _State, limits: _Limits, plan: _Plan) -> _State:
-    """End of a search: a missed eigenvalue sends it back to iterating; otherwise bound what is not in the list."""
+def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
+    """Look at a search: a missed eigenvalue sends it back to iterating; otherwise bound what is not in the list."""
     basis = state.basis
-    values, S, _ = krylov.ritz(basis, state.lock)
+    values, _, _ = krylov.ritz(basis, state.lock)
     found = values[0]
-    top = jnp.maximum(jnp.max(jnp.abs(jnp.diag(basis.T))), jnp.abs(found))
-    noise = jnp.maximum(limits.tol, limits.noise) * top
+    noise = jnp.maximum(limits.tol, limits.noise) * basis.norm
     missed = found > (limits.above if plan.threshold else state.lowest + noise)
     seen = jnp.maximum(state.seen, found)
-    searches = state.searches + 1
-    rest = jnp.where(basis.closed, seen + limits.noise * top, _bound(state, values, seen, searches, plan))
-    enough = ((rest <= limits.above) | (searches >= MAX_SEARCHES)) if plan.threshold else (searches >= 1)
+    rest = jnp.where(basis.closed, seen + limits.noise * basis.norm, _bound(state, values, seen, plan))
+    goal = limits.above if plan.threshold else basis.norm
+    spent = SEARCH_SHARE * (state.steps - state.iterated) > state.iterated
+    # A threshold asks for proof: there the limit is that of the iteration's restarts.
+    spent = (full & (state.searches >= plan.restarts)) if plan.threshold else spent
+    enough = (rest < goal) | basis.closed | spent
 
     def back(state: _State) -> _State:
-        low = jnp.full_like(state.seen, -jnp.inf)
-        return state._replace(
-            phase=jnp.full_like(state.phase, ITERATE), searches=jnp.zeros_like(searches), seen=low,
-            basis=basis._replace(closed=jnp.zeros((), bool)),
-        )
+        basis = state.basis._replace(closed=jnp.zeros((), bool))
+        return state._replace(basis=basis, phase=jnp.full_like(state.phase, ITERATE))
 
     def finish(state: _State) -> _State:
-        return state._replace(phase=jnp.full_like(state.phase, DONE), searches=searches, seen=seen, rest=rest)
+        return state._replace(phase=jnp.full_like(state.phase, DONE), seen=seen, rest=rest)
 
     def again(state: _State) -> _State:
-        all_values, all_S, _ = krylov.ritz(basis)
-        fresh = krylov.inject(krylov.compress(basis, all_values, all_S, state.lock))
-        return state._replace(basis=fresh, searches=searches, seen=seen, searched=jnp.zeros_like(searches))
+        # The locked rows stay exactly as they are.
+        kept = jnp.arange(plan.m, dtype=jnp.int32)
+        S = jnp.where((kept[:, None] == kept[None, :]) & (kept[:, None] < state.lock), 1, 0).astype(basis.T.dtype)
+        fresh = krylov.inject(krylov.compress(basis, jnp.diag(basis.T), S, state.lock))
+        degrees = state.degrees + 2 * state.searched - 1
+        return state._replace(
+            basis=fresh, searches=state.searches + 1, degrees=degrees, seen=seen, searched=jnp.zeros_like(state.searched)
+        )
 
-    return jax.lax.switch(jnp.where(missed, 0, jnp.where(enough, 1, 2)), [back, finish, again], state)
+    branch = jnp.where(missed, 1, jnp.where(enough, 2, jnp.where(full, 3, 0)))
+    return jax.lax.switch(branch, [lambda s: s, back, finish, again], state)
 
 
-def _bound(state: _State, values: Array, seen: Array, searches: Array, plan: _Plan) -> Array:
+def _bound(state: _State, values: Array, seen: Array, plan: _Plan) -> Array:
     """Upper bound on the largest eigenvalue orthogonal to the locked pairs, wrong with probability <= FAILURE.
 
     q Lanczos steps from a random start miss the largest eigenvalue by more than the fraction ε of the spectrum's width
-    with probability <= 1.648 √n exp(−√ε (2q − 1)); independent searches multiply.
+    with probability <= 1.648 √n exp(−√ε (2q − 1)); the probabilities of independent searches multiply.
     """
-    q = state.searched.astype(values.dtype)
-    root = (math.log(1.648 * math.sqrt(plan.n)) + math.log(1 / FAILURE) / searches) / (2 * q - 1)
+    searches = (state.searches + 1).astype(values.dtype)
+    degrees = (state.degrees + 2 * state.searched - 1).astype(values.dtype)
+    root = (searches * _log_start(plan.n) - math.log(FAILURE)) / degrees
     if plan.psd:
         lowest = jnp.zeros((), values.dtype)
     else:
-        used = jnp.arange(plan.m) < state.basis.size - state.lock
+        used = jnp.arange(plan.m, dtype=jnp.int32) < state.basis.size - state.lock
         lowest = jnp.min(jnp.where(used, values, jnp.inf)) - jnp.linalg.norm(state.basis.C)
     epsilon = root**2
-    return jnp.where(epsilon < 1, (seen - epsilon * lowest) / jnp.where(epsilon < 1, 1 - epsilon, 1), jnp.nan)
+    return jnp.where(epsilon < 1, (seen - epsilon * lowest) / jnp.where(epsilon < 1, 1 - epsilon, 1), jnp.inf)
+
+
+def _log_start(n: int) -> float:
+    return math.log(1.648 * math.sqrt(n))
+
+
+def _first_look(n: int) -> int:
+    """Steps after which one search bounds the rest to within SEARCH_MARGIN."""
+    return math.ceil(((_log_start(n) - math.log(FAILURE)) / math.sqrt(SEARCH_MARGIN) + 1) / 2)
 
 
 @partial(linalg.precise_jit, static_argnums=2)
-def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
-    """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted)."""
+def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array, Array]:
+    """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted, norm of M)."""
     values, S, residuals = krylov.ritz(state.basis)
-    count = jnp.full((), plan.k)
+    count = jnp.full((), plan.k, jnp.int32)
     if plan.threshold:
         wanted, _, _ = _wanted(values, residuals, state.basis, limits, plan)
-        count = jnp.minimum(jnp.sum(wanted & (values > limits.above)), plan.k)
+        count = jnp.minimum(jnp.sum(wanted & (values > limits.above), dtype=jnp.int32), plan.k)
     S = S[:, : plan.k].T
+    # After a search the wanted pairs are the locked rows; its own directions would only blur them.
+    locked = (state.phase == SEARCH) | (state.phase == DONE)
+    S = jnp.where(locked, jnp.eye(plan.k, plan.m, dtype=S.dtype), S)
     # Pairs that an interrupted run has not reached have no vector: a residual that is NaN is never converged.
-    S = jnp.where((jnp.arange(plan.k) < state.basis.size)[:, None], S, jnp.nan)
-    return jnp.pad(S, ((0, 0), (0, plan.b))) @ state.basis.vectors, S @ state.basis.images, count
+    S = jnp.where((jnp.arange(plan.k, dtype=jnp.int32) < state.basis.size)[:, None], S, jnp.nan)
+    return jnp.pad(S, ((0, 0), (0, plan.b))) @ state.basis.vectors, S @ state.basis.images, count, _norm(state.basis, values)
 
 
 def _lift(
@@ -405,7 +446,7 @@ def _drive(
     with _Interrupt() as interrupt:
         while int(state.phase) < DONE and not interrupt.asked:
             began = time.perf_counter()
-            state = _advance(side, state, limits, plan, jnp.asarray(steps))
+            state = _advance(side, state, limits, plan, jnp.asarray(steps, jnp.int32))
             taken = int(state.steps)
             if progress is not None:
                 worst = float(state.worst)

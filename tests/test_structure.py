@@ -1,0 +1,79 @@
+"""What the code base promises about itself: layers, imports, import time, public names."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import fisher_jax
+
+ROOT = pathlib.Path(fisher_jax.__file__).parent
+LAYERS = [
+    {"_record", "_checks"},
+    {"linalg", "operators", "results", "likelihoods", "functional"},
+    {"factor", "krylov"},
+    {"fisher", "solvers"},
+    {"plot", "report"},
+    {"cli"},
+]
+# Within a row, the order of the files.
+ORDER = {"linalg": 0, "results": 0, "likelihoods": 0, "functional": 0, "operators": 1, "report": 0, "plot": 1}
+# The Flax side: used by the command line only.
+APPLICATION = {"models", "data"}
+
+
+def imports(path):
+    """Names of fisher_jax modules that a file imports when it is loaded."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fisher_jax"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fisher_jax.")}
+    return found
+
+
+def test_a_module_imports_only_from_rows_above_its_own():
+    row = {name: i for i, names in enumerate(LAYERS) for name in names}
+    checked = 0
+    for path in ROOT.rglob("*.py"):
+        top = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if top in ("__init__", "__main__", "cli"):
+            continue
+        for name in imports(path) - {top}:
+            checked += 1
+            if top in APPLICATION:
+                assert name in {"_checks", "_record", "results"}, f"{path.name} imports {name}"
+                continue
+            assert name in row, f"{path.name} imports {name}"
+            above = row[name] < row[top] or (row[name] == row[top] and ORDER.get(name, 0) < ORDER.get(top, 0))
+            assert above, f"{path.name} (row {row[top]}) imports {name} (row {row[name]})"
+    assert checked > 30
+
+
+def test_no_private_jax_no_pickle():
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        assert "jax._src" not in text and "import pickle" not in text and "allow_pickle=True" not in text, path
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_light():
+    """Less than half a second over jax, and neither Flax, Matplotlib, SciPy nor Orbax until they are used."""
+    out = run(
+        "import time, jax, jax.numpy; t = time.perf_counter(); import fisher_jax; t = time.perf_counter() - t\n"
+        "import sys; print(t, [m for m in ('flax', 'matplotlib', 'orbax', 'rich') if m in sys.modules])"
+    )
+    seconds, loaded = out.split(" ", 1)
+    assert loaded.strip() == "[]" and float(seconds) < 0.5
+
+
+def test_public_names_exist_and_are_documented():
+    for name in dir(fisher_jax):
+        value = getattr(fisher_jax, name)
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("fisher_jax"):
+            assert value.__doc__ and len(value.__doc__) > 20, name
