@@ -95,6 +95,7 @@ class Chunks:
 
 def make_chunks(x: Any, scale: Any, labels: Any, samples: int, c: int, mesh: Mesh | None) -> Chunks:
     """Fold samples `(N, ...)` into chunks of about `c`, a multiple of the number of devices, and place them."""
+    mesh = automatic(mesh)
     devices = mesh.size if mesh is not None else 1
     count = max(1, -(-samples // c))
     c = -(-(-(-samples // count)) // devices) * devices
@@ -111,6 +112,13 @@ def make_chunks(x: Any, scale: Any, labels: Any, samples: int, c: int, mesh: Mes
         return jax.device_put(a, NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)))
 
     return Chunks(jax.tree.map(fold, x), fold(scale, 0), jax.tree.map(fold, labels), samples)
+
+
+def automatic(mesh: Mesh | None) -> Mesh | None:
+    """The same devices with axes that the compiler shards over by itself, whatever axis types the mesh came with."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise _checks.fail("fisher", f"mesh={mesh!r} is not a mesh", 'give jax.make_mesh((devices,), ("data",))')
+    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
 
 def choose_chunk(bytes_per_sample: int, samples: int, chunk: int | str, where: str) -> tuple[int, bool]:

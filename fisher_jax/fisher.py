@@ -18,6 +18,7 @@ from fisher_jax.factor import (
     Factor,
     Jacobian,
     OutputSpace,
+    automatic,
     bytes_per_sample,
     choose_chunk,
     dense_gram,
@@ -456,6 +457,7 @@ def _jacobian(
 
 def _place(net: Network, data: Chunks, mesh: Mesh | None) -> tuple[Network, Chunks]:
     """Parameters on every device of the mesh; the data was sharded when it was folded."""
+    mesh = automatic(mesh)
     if mesh is not None:
         net = jax.device_put(net, NamedSharding(mesh, PartitionSpec()))
     return net, data

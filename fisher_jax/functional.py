@@ -211,9 +211,14 @@ def check_rules(net: Network, x: Any, where: str) -> None:
     of the refused models, and chunked sums over samples would be wrong without a sign.
     """
     first = jax.tree.map(lambda a: jnp.asarray(a[:1]), x)
-    # Neighbours that differ from the first sample: the last one, and its features rolled by one.
     last = jax.tree.map(lambda a: jnp.asarray(a[-1:]), x)
-    rolled = jax.tree.map(lambda a: jnp.roll(a.reshape(-1), 1).reshape(a.shape), last)
+
+    def altered(a: Any) -> Any:
+        # Another neighbour: features rolled by one (token numbers stay valid), real ones also of other mean and size.
+        a = jnp.roll(a.reshape(-1), 1).reshape(a.shape)
+        return 2 * a + 1 if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+    rolled = jax.tree.map(altered, last)
 
     def pair(a: Any, b: Any) -> Any:
         return jax.tree.map(lambda u, v: jnp.concatenate([u, v]), a, b)

@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.linalg import eps
+from fisher_jax.linalg import PANEL, eps, inner
 
 Array = jax.Array
 
-# A remainder below this many units of rounding of ‖M‖ is noise, not a direction.
-BREAKDOWN = 64
-# Columns of the basis rotated at once in a restart, so that it happens in place.
-PANEL = 4096
+# A remainder below this many units of rounding of ‖M‖ is taken for zero. Above it, even a direction made of rounding noise
+# is a valid basis vector, since it is orthogonalized again; a larger threshold would drop couplings that the residuals show.
+BREAKDOWN = 8
 # Row and column numbers are int32 also where x64 is enabled.
 _ZERO = np.int32(0)
 
@@ -67,13 +66,13 @@ def expand(apply: Any, basis: Basis) -> Basis:
     Q = jax.lax.dynamic_slice_in_dim(V, j, b)
     W = apply(Q.T).T
     images = jax.lax.dynamic_update_slice_in_dim(basis.images, W, j, axis=0)
-    H = W @ V.T
+    before = jnp.linalg.norm(W, axis=1)
+    H = inner(W, V)
     W = W - H @ V
-    again = W @ V.T
-    once = jnp.linalg.norm(W, axis=1)
+    again = inner(W, V)
     W, H = W - again @ V, H + again
     norm = jnp.maximum(basis.norm, jnp.max(jnp.linalg.norm(H, axis=1)))
-    Q, R, broke, key = _orthonormalize(W, V, once, norm, basis.key)
+    Q, R, broke, key = _orthonormalize(W, V, before, norm, basis.key)
     T = jax.lax.dynamic_update_slice(basis.T, H[:, :m].T, (_ZERO, j))
     T = jax.lax.dynamic_update_slice(T, H[:, :m], (j, _ZERO))
     C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (_ZERO, j))
@@ -81,16 +80,16 @@ def expand(apply: Any, basis: Basis) -> Basis:
     return Basis(V, images, T, C, j + b, norm, basis.closed | broke, key)
 
 
-def _orthonormalize(W: Array, V: Array, once: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:
+def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:
     """Rows of W -> orthonormal Q with `W = R Q`, orthogonal to V; vanishing rows become random directions (R zero).
 
-    `once` `(b,)`: norms of the rows before they were orthogonalized to V for the second time.
+    `before` `(b,)`: norms of the rows before they were orthogonalized to V.
     """
     b, n = W.shape
     threshold = BREAKDOWN * eps(W.dtype) * norm
 
     def remove(w: Array, Q: Array) -> Array:
-        return w - (V @ w) @ V - (Q @ w) @ Q
+        return w - inner(w[None], V)[0] @ V - inner(w[None], Q)[0] @ Q
 
     def random_direction(Q: Array, key: Array) -> Array:
         w = jax.random.normal(key, (n,), W.dtype)
@@ -98,21 +97,22 @@ def _orthonormalize(W: Array, V: Array, once: Array, norm: Array, key: Array) ->
             w = remove(w / jnp.linalg.norm(w), Q)
         return w / jnp.linalg.norm(w)
 
-    def row(i: Array, carry: Any) -> Any:
+    def row(i: int, carry: Any) -> Any:
         Q, R, broke, key = carry
         key, fresh = jax.random.split(key)
         w = W[i]
-        first = Q @ w
+        first = inner(w[None], Q)[0]
         w = w - first @ Q
-        second = Q @ w
+        second = inner(w[None], Q)[0]
         w = w - second @ Q
         length = jnp.linalg.norm(w)
         vanished = ~(length > threshold)
 
         def keep(_: None) -> Array:
             q = w / length
-            # Much cancellation leaves the normalized remainder only roughly orthogonal: remove once more.
-            q = jax.lax.cond(length < 0.1 * once[i], lambda q: remove(q, Q), lambda q: q, q)
+            # Two passes leave the square of a dot product's rounding error over what remains: where little remains, remove
+            # once more.
+            q = jax.lax.cond(length < 0.1 * before[i], lambda q: remove(q, Q), lambda q: q, q)
             return q / jnp.linalg.norm(q)
 
         q = jax.lax.cond(vanished, lambda _: random_direction(Q, fresh), keep, None)
@@ -120,7 +120,10 @@ def _orthonormalize(W: Array, V: Array, once: Array, norm: Array, key: Array) ->
         return Q.at[i].set(q), R.at[i].set(coefficients), broke | vanished, key
 
     zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros((), bool)
-    return jax.lax.fori_loop(0, b, row, (*zeros, key))
+    carry = (*zeros, key)
+    for i in range(b):
+        carry = row(i, carry)
+    return carry
 
 
 def orthonormal_rows(W: Array, key: Array) -> Array:
@@ -144,47 +147,73 @@ def ritz(basis: Basis, skip: Any = 0) -> tuple[Array, Array, Array]:
     return values[::-1], S, jnp.linalg.norm(basis.C @ S, axis=0)
 
 
-def _rotate(rows: Array, S: Array, finish: Any = None) -> Array:
-    """`Sᵀ rows[:m]` in place, by panels of columns; `finish(new panel, old panel)` may then edit each panel."""
-    m, n = S.shape[0], rows.shape[1]
+class Change(NamedTuple):
+    """What a restart does to the long vectors; the small arrays have changed already."""
+
+    rotate: Array  # () bool: rows < keep become Sᵀ V, the next block moves from row `size` to row `keep`
+    S: Array  # (m, m), columns from `keep` on zero
+    size: Array  # ()
+    keep: Array  # ()
+    inject: Array  # () bool: the next block becomes random directions orthogonal to the basis
+
+
+def unchanged(basis: Basis) -> Change:
+    no = jnp.zeros((), bool)
+    return Change(no, jnp.zeros_like(basis.T), basis.size, basis.size, no)
+
+
+def compress(basis: Basis, values: Array, S: Array, keep: Array, inject: bool = False) -> tuple[Basis, Change]:
+    """Thick restart: the basis becomes the first `keep` Ritz vectors; the next block stays, or is replaced.
+
+    Only small arrays are touched here; `move` then does the same to the vectors.
+    """
+    keep = keep.astype(jnp.int32)
+    kept = jnp.arange(basis.T.shape[0], dtype=jnp.int32) < keep
+    S = jnp.where(kept, S, 0)
+    small = basis._replace(
+        T=jnp.diag(jnp.where(kept, values, 0)),
+        C=jnp.zeros_like(basis.C) if inject else basis.C @ S,
+        size=keep,
+        closed=jnp.zeros((), bool),
+    )
+    return small, Change(jnp.ones((), bool), S, basis.size, keep, jnp.asarray(inject))
+
+
+def move(basis: Basis, change: Change) -> Basis:
+    """Carry out a change on the vectors, in place: loops of no or one pass instead of branches, which would copy them."""
+    b = basis.C.shape[0]
+
+    def move_block(new: Array, old: Array) -> Array:
+        block = jnp.where(change.inject, 0, jax.lax.dynamic_slice_in_dim(old, change.size, b))
+        return jax.lax.dynamic_update_slice_in_dim(new, block, change.keep, axis=0)
+
+    vectors = _rotate(basis.vectors, change, move_block)
+    images = _rotate(basis.images, change, lambda new, old: new)
+    key, fresh = jax.random.split(basis.key)
+
+    block = jax.lax.dynamic_slice_in_dim(vectors, change.keep, b)
+
+    def random_block(vectors: Array) -> Array:
+        return _orthonormalize(jnp.zeros_like(block), vectors, jnp.zeros_like(block[:, 0]), basis.norm, fresh)[0]
+
+    block = jax.lax.cond(change.inject, random_block, lambda vectors: block, vectors)
+    vectors = jax.lax.dynamic_update_slice_in_dim(vectors, block, change.keep, axis=0)
+    return basis._replace(vectors=vectors, images=images, key=key)
+
+
+def _rotate(rows: Array, change: Change, finish: Any) -> Array:
+    """`Sᵀ rows[:m]`, the other rows zero, in place by panels of columns; `finish(new panel, old panel)` edits each panel."""
+    m, n = change.S.shape[0], rows.shape[1]
 
     def panel(rows: Array, first: Any, width: int) -> Array:
         first = jnp.asarray(first, jnp.int32)
         old = jax.lax.dynamic_slice(rows, (_ZERO, first), (rows.shape[0], width))
-        new = jnp.pad(S.T @ old[:m], ((0, rows.shape[0] - m), (0, 0)))
-        return jax.lax.dynamic_update_slice(rows, new if finish is None else finish(new, old), (_ZERO, first))
+        new = jnp.pad(change.S.T @ old[:m], ((0, rows.shape[0] - m), (0, 0)))
+        return jax.lax.dynamic_update_slice(rows, finish(new, old), (_ZERO, first))
 
-    full = n // PANEL
+    full, passes = n // PANEL, change.rotate.astype(jnp.int32)
     if full:
-        rows = jax.lax.fori_loop(0, full, lambda i, V: panel(V, i * PANEL, PANEL), rows)
-    return panel(rows, full * PANEL, n % PANEL) if n % PANEL else rows
-
-
-def compress(basis: Basis, values: Array, S: Array, keep: Array) -> Basis:
-    """Thick restart: the basis becomes the first `keep` Ritz vectors; the next block and its coupling stay."""
-    b, m = basis.C.shape
-    keep = keep.astype(jnp.int32)
-    kept = jnp.arange(m, dtype=jnp.int32) < keep
-    S = jnp.where(kept, S, 0)
-
-    def move_block(new: Array, old: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(new, jax.lax.dynamic_slice_in_dim(old, basis.size, b), keep, axis=0)
-
-    return basis._replace(
-        vectors=_rotate(basis.vectors, S, move_block),
-        images=_rotate(basis.images, S),
-        T=jnp.diag(jnp.where(kept, values, 0)),
-        C=basis.C @ S,
-        size=keep,
-        closed=jnp.zeros((), bool),
-    )
-
-
-def inject(basis: Basis) -> Basis:
-    """Replace the next block by random directions orthogonal to the basis; couplings are dropped."""
-    b = basis.C.shape[0]
-    zero = jnp.zeros((b, basis.vectors.shape[1]), basis.vectors.dtype)
-    V = jax.lax.dynamic_update_slice_in_dim(basis.vectors, zero, basis.size, axis=0)
-    Q, _, _, key = _orthonormalize(zero, V, zero[:, 0], basis.norm, basis.key)
-    V = jax.lax.dynamic_update_slice_in_dim(V, Q, basis.size, axis=0)
-    return basis._replace(vectors=V, C=jnp.zeros_like(basis.C), key=key)
+        rows = jax.lax.fori_loop(0, full * passes, lambda i, V: panel(V, i * PANEL, PANEL), rows)
+    if n % PANEL:
+        rows = jax.lax.fori_loop(0, passes, lambda i, V: panel(V, full * PANEL, n % PANEL), rows)
+    return rows

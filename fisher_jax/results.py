@@ -61,9 +61,7 @@ class EigenResult:
         chance = dict(self.info).get("failure_probability")
         doubt = f" (failure probability {chance})" if chance else ""
         if self.values.size and not bound <= float(np.nanmax(np.asarray(self.values))) + float(self.floor):
-            return (
-                f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
-            )
+            return f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
         return f"no eigenvalue above {bound:.6g} is missing{doubt}"
 
     def table(self) -> str:

@@ -64,14 +64,17 @@ def test_cifar_bin(tmp_path):
     np.testing.assert_allclose(x, fj.data.standardize(images.transpose(0, 2, 3, 1)))
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("missing.npy", None, "is neither a name nor a file; choose digits, gaussian, spheres"),
-    ("a.txt", b"hello", "has no known format"),
-    ("a.npy", b"hello", "a.npy cannot be read"),
-    ("a-idx3-ubyte", b"\0\0\x08\x03" + b"\0\0\0\2" * 3 + b"1234", r"has 4 bytes for shape \[2, 2, 2\]"),
-    ("b-idx3-ubyte", b"nonsense", "does not begin like an idx file"),
-    ("a.bin", b"12345", "has 5 bytes, no multiple of 3073"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("missing.npy", None, "is neither a name nor a file; choose digits, gaussian, spheres"),
+        ("a.txt", b"hello", "has no known format"),
+        ("a.npy", b"hello", "a.npy cannot be read"),
+        ("a-idx3-ubyte", b"\0\0\x08\x03" + b"\0\0\0\2" * 3 + b"1234", r"has 4 bytes for shape \[2, 2, 2\]"),
+        ("b-idx3-ubyte", b"nonsense", "does not begin like an idx file"),
+        ("a.bin", b"12345", "has 5 bytes, no multiple of 3073"),
+    ],
+)
 def test_bad_files(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)

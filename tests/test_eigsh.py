@@ -87,7 +87,14 @@ def test_without_the_search_copies_are_missed(x64, monkeypatch):
     """The previous test can fail: with a search too short to see anything, a copy stays hidden."""
     from fisher_jax.solvers import lanczos
 
-    monkeypatch.setattr(lanczos, "_judge", lambda state, limits, plan, full: state._replace(phase=jnp.full_like(state.phase, 2)))
+    monkeypatch.setattr(
+        lanczos,
+        "_judge",
+        lambda state, limits, plan, full: (
+            state._replace(phase=jnp.full_like(state.phase, 2)),
+            krylov.unchanged(state.basis),
+        ),
+    )
     values = np.r_[np.full(4, 2.0), 1.9, 1.8, np.linspace(1.0, 0.0, 594)]
     method = fj.Lanczos(tol=1e-8, steps=31)  # a shape of its own: nothing compiled with the real search is reused
     result = fj.eigsh(zoo.diagonal(values, "float64"), 3, method=method, key=jax.random.key(0))
@@ -97,10 +104,17 @@ def test_without_the_search_copies_are_missed(x64, monkeypatch):
 # --- every eigenvalue above a threshold -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, above", [
-    ("outliers over a bulk", 10.0), ("top value 6 times", 4.5), ("pairs", 8.0), ("flat then drop", 0.5), ("rank 3", 0.5),
-    ("indefinite", 3.0),
-])
+@pytest.mark.parametrize(
+    "name, above",
+    [
+        ("outliers over a bulk", 10.0),
+        ("top value 6 times", 4.5),
+        ("pairs", 8.0),
+        ("flat then drop", 0.5),
+        ("rank 3", 0.5),
+        ("indefinite", 3.0),
+    ],
+)
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_above(name, above, method, dtype):
     operator, truth = zoo.matrix(name, dtype)
@@ -253,15 +267,18 @@ def test_model_is_not_retraced_by_solves():
         assert len(traces) - before <= 2 * 6
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"k": 0}, "eigsh: k=0 is below 1; give k >= 1"),
-    ({"k": 161}, "eigsh: k=161 exceeds size 160; give k <= 160"),
-    ({"k": 2.5}, "eigsh: k=2.5 is not an integer"),
-    ({"k": 3, "v0": np.ones(4), "method": fj.Lanczos()}, r"eigsh: v0 has shape \(4,\)"),
-    ({"k": 3, "v0": np.full(160, np.nan), "method": fj.Lanczos()}, "eigsh: v0 has 160 NaN"),
-    ({"k": 9, "method": fj.Lanczos(steps=5)}, "Lanczos: steps=5 is too small for k=9"),
-    ({"k": 9, "method": "lanczos"}, "eigsh: method='lanczos' is not a method"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"k": 0}, "eigsh: k=0 is below 1; give k >= 1"),
+        ({"k": 161}, "eigsh: k=161 exceeds size 160; give k <= 160"),
+        ({"k": 2.5}, "eigsh: k=2.5 is not an integer"),
+        ({"k": 3, "v0": np.ones(4), "method": fj.Lanczos()}, r"eigsh: v0 has shape \(4,\)"),
+        ({"k": 3, "v0": np.full(160, np.nan), "method": fj.Lanczos()}, "eigsh: v0 has 160 NaN"),
+        ({"k": 9, "method": fj.Lanczos(steps=5)}, "Lanczos: steps=5 is too small for k=9"),
+        ({"k": 9, "method": "lanczos"}, "eigsh: method='lanczos' is not a method"),
+    ],
+)
 def test_bad_arguments(arguments, message):
     operator, _ = zoo.matrix("arange", "float32")
     with pytest.raises(fj.ArgumentError, match=message):
@@ -317,9 +334,12 @@ def test_factorization_identities(name, block, dtype):
 
     check_identity(basis)
     values, S, _ = krylov.ritz(basis)
-    basis = krylov.compress(basis, values, S, jnp.asarray(4))
+    basis = krylov.move(*krylov.compress(basis, values, S, jnp.asarray(4)))
     check_identity(basis)
-    check_identity(krylov.expand(operator.matmat, basis))
+    basis = krylov.expand(operator.matmat, basis)
+    check_identity(basis)
+    unmoved = krylov.move(basis, krylov.unchanged(basis))
+    assert np.array_equal(unmoved.vectors, basis.vectors) and np.array_equal(unmoved.images, basis.images)
 
 
 def test_compress_in_panels(monkeypatch, x64):
@@ -327,9 +347,9 @@ def test_compress_in_panels(monkeypatch, x64):
     operator, _ = zoo.matrix("arange", "float64")
     basis = expanded(operator, 8, 12, 1)
     values, S, _ = krylov.ritz(basis)
-    whole = krylov.compress(basis, values, S, jnp.asarray(5))
+    whole = krylov.move(*krylov.compress(basis, values, S, jnp.asarray(5)))
     monkeypatch.setattr(krylov, "PANEL", 37)
-    panels = krylov.compress(basis, values, S, jnp.asarray(5))
+    panels = krylov.move(*krylov.compress(basis, values, S, jnp.asarray(5)))
     np.testing.assert_allclose(panels.vectors, whole.vectors, atol=1e-14)
     np.testing.assert_allclose(panels.images, whole.images, atol=1e-12)
 

@@ -292,7 +292,11 @@ def test_gauss_newton_of_a_likelihood_is_its_fisher(x64):
     def cross_entropy(f, y):
         return jax.nn.logsumexp(f) - f[y]
 
-    F, G, L = fj.fisher(model, x, fj.Categorical()), fj.ggn(model, (x, y), cross_entropy), fj.ggn(model, (x, y), fj.Categorical())
+    F, G, L = (
+        fj.fisher(model, x, fj.Categorical()),
+        fj.ggn(model, (x, y), cross_entropy),
+        fj.ggn(model, (x, y), fj.Categorical()),
+    )
     assert oracle.relative(G.dense(), F.dense()) <= 100 * oracle.eps("float64")
     assert oracle.relative(L.dense(), F.dense()) <= 100 * oracle.eps("float64")
     E = fj.fisher(model, x, fj.Categorical(), kind=fj.Empirical(y))
@@ -315,7 +319,9 @@ def test_centred_gradient_covariance(chunk, dtype):
     assert np.linalg.norm(np.asarray(S @ v) - truth @ v) <= tolerance * np.linalg.norm(truth, 2) * np.linalg.norm(v)
     assert abs(float(S.trace()) / np.trace(truth) - 1) <= tolerance
     K = np.asarray(S.dual.dense(), np.float64)
-    np.testing.assert_allclose(np.linalg.eigvalsh(K)[1:], np.linalg.eigvalsh(truth)[-N + 1 :], atol=tolerance * np.trace(truth))
+    np.testing.assert_allclose(
+        np.linalg.eigvalsh(K)[1:], np.linalg.eigvalsh(truth)[-N + 1 :], atol=tolerance * np.trace(truth)
+    )
     assert S.factor.rank_bound() == N - 1
 
 

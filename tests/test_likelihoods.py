@@ -30,8 +30,10 @@ def test_nll_is_a_log_density_and_its_gradient_the_score(name, x64):
     rng = np.random.default_rng(1)
     f = rng.normal(size=(5, 3))
     y = {
-        "gaussian": rng.normal(size=(5, 3)), "categorical": rng.integers(0, 3, 5),
-        "bernoulli": rng.integers(0, 2, (5, 3)).astype(float), "poisson": rng.poisson(2.0, (5, 3)).astype(float),
+        "gaussian": rng.normal(size=(5, 3)),
+        "categorical": rng.integers(0, 3, 5),
+        "bernoulli": rng.integers(0, 2, (5, 3)).astype(float),
+        "poisson": rng.poisson(2.0, (5, 3)).astype(float),
     }[name]
     likelihood = LIKELIHOODS[name]
     expected = {

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax import _checks, krylov, linalg
-from fisher_jax.krylov import Basis
+from fisher_jax.krylov import Basis, Change
 from fisher_jax.operators import LinearOperator, apply
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers.base import Progress, Reporter, apply_rows, certify, complete, lift, measured, smaller_side
@@ -233,9 +233,17 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
         look = full | (state.steps % every == 0)
         over = full | basis.closed | ((state.searched >= first) & ((state.searched - first) % every == 0))
         branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
-        return jax.lax.switch(
-            branch, [lambda s: s, lambda s: _look(s, limits, plan, full), lambda s: _judge(s, limits, plan, full)], state
-        )
+        # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
+        none = jnp.zeros(0, basis.vectors.dtype)
+        small = state._replace(basis=basis._replace(vectors=none, images=none))
+        decide = [
+            lambda s: (s, krylov.unchanged(s.basis)),
+            lambda s: _look(s, limits, plan, full),
+            lambda s: _judge(s, limits, plan, full),
+        ]
+        state, change = jax.lax.switch(branch, decide, small)
+        basis = state.basis._replace(vectors=basis.vectors, images=basis.images)
+        return state._replace(basis=krylov.move(basis, change))
 
     return jax.lax.while_loop(running, step, state)
 
@@ -263,7 +271,7 @@ def _norm(basis: Basis, values: Array) -> Array:
     return jnp.maximum(basis.norm, jnp.max(jnp.where(used, jnp.abs(values), 0)))
 
 
-def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
+def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_State, Change]:
     """Test convergence; begin the search, restart, or give up."""
     basis = state.basis
     values, S, residuals = krylov.ritz(basis)
@@ -280,9 +288,9 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
         / jnp.maximum(basis.norm, jnp.finfo(values.dtype).tiny),
     )
 
-    def search(state: _State) -> _State:
+    def search(state: _State) -> tuple[_State, Change]:
         lock = jnp.minimum(count, plan.k)
-        basis = krylov.inject(krylov.compress(state.basis, values, S, lock))
+        basis, change = krylov.compress(state.basis, values, S, lock, inject=True)
         lowest = values[jnp.maximum(lock - 1, 0)]
         return state._replace(
             basis=basis,
@@ -294,23 +302,24 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
             degrees=jnp.zeros_like(lock),
             seen=jnp.full_like(lowest, -jnp.inf),
             searched=jnp.zeros_like(lock),
-        )
+        ), change
 
-    def restart(state: _State) -> _State:
+    def restart(state: _State) -> tuple[_State, Change]:
         # Keep the wanted pairs and some of the next, more as pairs converge: they shield the others.
         room = plan.m - plan.b
         keep = jnp.minimum(plan.k + jnp.maximum((plan.m - plan.k) // 3, state.converged // 2), room - plan.b)
-        return state._replace(basis=krylov.compress(state.basis, values, S, keep), restarts=state.restarts + 1)
+        basis, change = krylov.compress(state.basis, values, S, keep)
+        return state._replace(basis=basis, restarts=state.restarts + 1), change
 
-    def stop(state: _State) -> _State:
-        return state._replace(phase=jnp.full_like(state.phase, STOPPED))
+    def stop(state: _State) -> tuple[_State, Change]:
+        return state._replace(phase=jnp.full_like(state.phase, STOPPED)), krylov.unchanged(state.basis)
 
     exhausted = full & (state.restarts >= plan.restarts)
     branch = jnp.where(crowded, 3, jnp.where(done, 1, jnp.where(exhausted, 3, jnp.where(full, 2, 0))))
-    return jax.lax.switch(branch, [lambda s: s, search, restart, stop], state)
+    return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), search, restart, stop], state)
 
 
-def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
+def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_State, Change]:
     """Look at a search: a missed eigenvalue sends it back to iterating; otherwise bound what is not in the list."""
     basis = state.basis
     values, _, _ = krylov.ritz(basis, state.lock)
@@ -325,25 +334,25 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> _State:
     spent = (full & (state.searches >= plan.restarts)) if plan.threshold else spent
     enough = (rest < goal) | basis.closed | spent
 
-    def back(state: _State) -> _State:
+    def back(state: _State) -> tuple[_State, Change]:
         basis = state.basis._replace(closed=jnp.zeros((), bool))
-        return state._replace(basis=basis, phase=jnp.full_like(state.phase, ITERATE))
+        return state._replace(basis=basis, phase=jnp.full_like(state.phase, ITERATE)), krylov.unchanged(basis)
 
-    def finish(state: _State) -> _State:
-        return state._replace(phase=jnp.full_like(state.phase, DONE), seen=seen, rest=rest)
+    def finish(state: _State) -> tuple[_State, Change]:
+        return state._replace(phase=jnp.full_like(state.phase, DONE), seen=seen, rest=rest), krylov.unchanged(basis)
 
-    def again(state: _State) -> _State:
+    def again(state: _State) -> tuple[_State, Change]:
         # The locked rows stay exactly as they are.
         kept = jnp.arange(plan.m, dtype=jnp.int32)
         S = jnp.where((kept[:, None] == kept[None, :]) & (kept[:, None] < state.lock), 1, 0).astype(basis.T.dtype)
-        fresh = krylov.inject(krylov.compress(basis, jnp.diag(basis.T), S, state.lock))
+        fresh, change = krylov.compress(basis, jnp.diag(basis.T), S, state.lock, inject=True)
         degrees = state.degrees + 2 * state.searched - 1
         return state._replace(
             basis=fresh, searches=state.searches + 1, degrees=degrees, seen=seen, searched=jnp.zeros_like(state.searched)
-        )
+        ), change
 
     branch = jnp.where(missed, 1, jnp.where(enough, 2, jnp.where(full, 3, 0)))
-    return jax.lax.switch(branch, [lambda s: s, back, finish, again], state)
+    return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), back, finish, again], state)
 
 
 def _bound(state: _State, values: Array, seen: Array, plan: _Plan) -> Array:
