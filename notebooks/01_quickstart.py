@@ -27,8 +27,8 @@ F = fj.fisher(model, x, fj.Categorical())
 print(f"P = {F.size} parameters; the dual has size {F.dual.size}")
 
 # %% [markdown]
-# Nothing of size P² exists. `F @ v` is a product; `eigsh` takes the smaller of parameter space and its dual, and returns every
-# value with its residual and an error bound.
+# Nothing of size P² exists. `F @ v` is a product; `eigsh` takes the smaller of parameter space and its dual, and returns
+# every value with its residual and an error bound.
 
 # %%
 top = fj.eigsh(F, 20, key=key)

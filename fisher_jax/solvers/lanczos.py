@@ -131,6 +131,7 @@ class Lanczos:
                 size=operator.size,
                 iterated=side.size,
                 failure_probability=FAILURE,
+                **_counts(state, b),
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
         )
@@ -422,6 +423,14 @@ def _trim(result: EigenResult, count: int) -> EigenResult:
     """The first `count` entries, those above the threshold."""
     cut = {name: getattr(result, name)[:count] for name in ("values", "residuals", "bounds", "converged")}
     return dataclasses.replace(result, **cut, vectors=result.vectors[:, :count])
+
+
+def _counts(state: _State, b: int) -> dict[str, int]:
+    """Products until the wanted pairs had converged; the others went into the search and the finish."""
+    if _checks.traced(state):
+        return {}
+    iterated = int(state.iterated) if int(state.phase) in (SEARCH, DONE) else int(state.steps)
+    return {"products_to_convergence": 2 * b + iterated * b}
 
 
 # --- driven by the host -----------------------------------------------------------------------------------------------
