@@ -126,6 +126,8 @@ def run_spectrum(options: argparse.Namespace) -> int:
     _out_directory(options.out)
     x, y = fj.data.load(options.data, samples=options.samples, inputs=options.inputs, key=keys["data"])
     x = x.reshape(len(x), -1)
+    if y is not None and options.likelihood == "categorical" and y.dtype.kind == "f" and (y == y.astype(int)).all():
+        y = y.astype("int32")  # classes written as 0., 1., 2.
     if options.x64:
         x = x.astype("float64")
     outputs = options.outputs if options.outputs is not None else _classes(y)
@@ -166,7 +168,6 @@ def _write(out: str, top: Any, summary: Any, settings: dict[str, Any], title: st
     """All three files under temporary names first, then renamed: a failure leaves what was there before."""
     import fisher_jax as fj
 
-    os.makedirs(out, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
         fj.save(top, os.path.join(temporary, "spectrum.npz"))
         with open(os.path.join(temporary, "summary.json"), "w") as file:
@@ -190,16 +191,22 @@ def _out_directory(out: str) -> None:
     """Refuse now what would fail after the work."""
     if os.path.exists(out) and not os.path.isdir(out):
         raise ArgumentError(f"spectrum: out={out!r} is a file; give a directory")
-    parent = out
-    while not os.path.exists(parent):
-        parent = os.path.dirname(os.path.abspath(parent))
-    if not os.access(parent, os.W_OK):
-        raise ArgumentError(f"spectrum: out={out!r} cannot be written; give a directory of yours")
+    try:
+        os.makedirs(out, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ArgumentError(
+            f"spectrum: out={out!r} cannot be written ({error.strerror}); give a directory of yours"
+        ) from error
 
 
 def _classes(y: Any) -> int:
-    """Number of classes of integer labels, 10 without labels."""
-    return int(y.max()) + 1 if y is not None and y.ndim == 1 and y.dtype.kind in "iu" else 10
+    """Number of classes of integer labels, columns of other labels, 10 without labels."""
+    if y is None:
+        return 10
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        return int(y.max()) + 1
+    return y.shape[1] if y.ndim == 2 else 1
 
 
 def _model_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -290,11 +290,7 @@ class Factor:
 
     def _scores(self, z: Any, chunk: Chunks) -> Any:
         """∇_z log p of each drawn label over √draws, leaves `(c, draws, ...)`."""
-
-        def score(y: Any) -> Any:
-            return jax.grad(lambda z: -jnp.sum(self.likelihood.nll(z, y)))(z)
-
-        scores = jax.vmap(score, in_axes=1, out_axes=1)(chunk.labels)
+        scores = jax.vmap(lambda y: self.likelihood.score(z, y), in_axes=1, out_axes=1)(chunk.labels)
         return jax.tree.map(lambda s: s / math.sqrt(s.shape[1]), scores)
 
     def sample_rows(self, chunk: Chunks) -> tuple[Array, ...]:
@@ -317,8 +313,10 @@ class Factor:
         """Squared norms of the rows `(rows,)`, the diagonal of A Aᵀ, from per-sample gradients."""
         return _row_norms(self)
 
-    def row_moments(self) -> tuple[Array, Array]:
-        """(diagonal of AᵀA `(P,)`, squared norms of the rows `(rows,)`) in one pass of per-sample gradients."""
+    def row_moments(self) -> tuple[Array, Array, Array]:
+        """In one pass of per-sample gradients: diagonal of AᵀA `(P,)`, how many entries of each column are not zero `(P,)`,
+        squared norms of the rows `(rows,)`.
+        """
         return _row_moments(self)
 
     def batches(self) -> Chunks:
@@ -341,13 +339,11 @@ class Factor:
         space, data = self.jacobian.space, self.jacobian.data
         active = np.asarray(data.scale).reshape(-1, *data.scale.shape[2:])[: data.samples] != 0
         if active.ndim == 2:  # tokens: each active token brings its outputs
-            vectors, per_vector = int(active.sum()), sum(s[-1] for s in space.shapes)
-            vectors_per_sample = 1
+            shapes = [s[1:] for s in space.shapes]
         else:
-            vectors, per_vector = int(active.sum()), space.size
-            vectors_per_sample = sum(math.prod(s[:-1]) for s in space.shapes)
-        nulls = self.likelihood.null_dimensions * (len(space.shapes) if active.ndim == 2 else vectors_per_sample)
-        bound = vectors * max(per_vector - nulls, 0)
+            shapes = list(space.shapes)
+        seen = sum(math.prod(s[:-1]) * (s[-1] - self.likelihood.null_dimensions) for s in shapes)
+        bound = int(active.sum()) * seen
         rows = int(active.reshape(len(active), -1).any(axis=1).sum()) * self.rows_per_sample
         return max(0, min(bound, rows - (self.centre is not None)))
 
@@ -406,19 +402,24 @@ def _row_norms(factor: Factor) -> Array:
 
 
 @linalg.precise_jit
-def _row_moments(factor: Factor) -> tuple[Array, Array]:
+def _row_moments(factor: Factor) -> tuple[Array, Array, Array]:
     items, rows = _centred_rows(factor)
 
-    def step(diagonal: Any, item: Any) -> tuple[Any, Array]:
-        squares = _squares(rows(item))
+    def step(sums: Any, item: Any) -> tuple[Any, Array]:
+        diagonal, counts = sums
+        leaves = rows(item)
+        squares = _squares(leaves)
         # A sum over rows as a matrix product: four times faster on a CPU than a reduction over the leading axis.
         ones = jnp.ones((1, squares[0].shape[0]), squares[0].dtype)
         diagonal = [d + (ones @ s)[0] for d, s in zip(diagonal, squares, strict=True)]
-        return diagonal, sum(jnp.sum(s, axis=1) for s in squares)  # type: ignore[return-value]
+        # Not from the squares: those of small entries vanish.
+        present = [(a != 0).astype(a.dtype).reshape(a.shape[0], -1) for a in leaves]
+        counts = [c + (ones @ p)[0] for c, p in zip(counts, present, strict=True)]
+        return (diagonal, counts), sum(jnp.sum(s, axis=1) for s in squares)  # type: ignore[return-value]
 
     start = [jnp.zeros(p.size, p.dtype) for p in factor.jacobian.network.params]
-    diagonal, norms = jax.lax.scan(step, start, items)
-    return jnp.concatenate(diagonal), norms.reshape(-1)[: factor.shape[0]]
+    (diagonal, counts), norms = jax.lax.scan(step, (start, start), items)
+    return jnp.concatenate(diagonal), jnp.concatenate(counts), norms.reshape(-1)[: factor.shape[0]]
 
 
 @linalg.precise_jit

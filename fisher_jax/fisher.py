@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from fisher_jax.factor import (
     linearize_outputs,
     make_chunks,
 )
-from fisher_jax.functional import Network, check_rules, network, output_structure
+from fisher_jax.functional import Network, Selection, check_rules, network, output_structure
 from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import LinearOperator, require_room
 
@@ -266,22 +265,27 @@ def fisher(
     likelihood: Likelihood,
     *,
     kind: Exact | MonteCarlo | Empirical = Exact(),
-    where: str | Callable[[str], bool] | None = None,
+    where: Selection = None,
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
     weights: Any = None,
 ) -> FisherOperator:
     """The Fisher information matrix of a network on data, as an operator.
 
-    `F = Σ_n w_n J_nᵀ B_n B_nᵀ J_n / Σ_n w_n`, with J_n the Jacobian of sample n's outputs and `B_n B_nᵀ` the Fisher matrix
-    of the likelihood at those outputs. Nothing of size P² is formed.
+    Outputs `(N, T, C)` are summed over tokens within a sample, as the log-likelihood of a sequence is: for a loss that is a
+    mean over T tokens, eigenvalues are T times smaller.
+
+        F = Σ_n w_n J_nᵀ B_n B_nᵀ J_n / Σ_n w_n
+
+    with J_n the Jacobian of sample n's outputs and `B_n B_nᵀ` the Fisher matrix of the likelihood at those outputs. Nothing
+    of size P² is formed.
 
     Args:
         model: an `nnx.Module` in evaluation mode, `fj.from_linen(module, variables)` or `fj.Function(apply, params)`.
         x: inputs, array or pytree of arrays with leading axis N.
         likelihood: `fj.Gaussian()`, `fj.Categorical()`, `fj.Bernoulli()`, `fj.Poisson()` or your own.
         kind: `fj.Exact()`, `fj.MonteCarlo(draws, key)` or `fj.Empirical(y)`.
-        where: parameters to keep, by path: a glob such as `"blocks/0"` or `"*/kernel"`, or a predicate on the path.
+        where: parameters to keep, by path: a glob such as `"blocks/0"` or `"*/kernel"`, a list of them, or a predicate.
         chunk: samples per pass; "auto" stores one linearization of all samples if it fits, a number below N bounds memory.
         mesh: devices over which to spread the samples.
         weights: per sample `(N,)`, a weighted mean (weight 0 is the sample left out); or per token `(N, T)`, a sum over
@@ -302,6 +306,12 @@ def fisher(
             where_called, f"likelihood={likelihood!r} is not a likelihood", "give fj.Categorical(), fj.Gaussian(), ..."
         )
     net, x, samples, outputs = _inputs(model, x, where, where_called)
+    if likelihood.null_dimensions and any(a.shape[-1] <= likelihood.null_dimensions for a in jax.tree.leaves(outputs)):
+        raise _checks.fail(
+            where_called,
+            f"{likelihood!r} needs at least two outputs, the model has one",
+            "use fj.Bernoulli() for two classes",
+        )
     scale, _ = _scales(weights, samples, outputs, where_called)
     if isinstance(kind, Empirical):
         labels = _labels(kind.y, samples, where_called, likelihood, outputs)
@@ -320,15 +330,16 @@ def gradient_covariance(
     xy: tuple[Any, Any],
     likelihood: Likelihood,
     *,
-    where: str | Callable[[str], bool] | None = None,
+    where: Selection = None,
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
     weights: Any = None,
 ) -> FisherOperator:
     """Covariance of the per-sample loss gradients, `(1/N) Σ g gᵀ − ḡ ḡᵀ`: the noise of stochastic gradient descent.
 
-    Computed as `Aᵀ (I − a aᵀ) A` with the empirical factor A and the unit vector a of weights, so that it stays positive
-    semidefinite to rounding. Arguments as in `fj.fisher`, with `xy = (x, y)`.
+    Weights enter as √w on the scores, as in all matrices here: for tokens with weights other than 0 and 1 this is not the
+    covariance of the gradients of the weighted loss. Computed as `Aᵀ (I − a aᵀ) A` with the empirical factor A and the unit
+    vector a of weights, so that it stays positive semidefinite to rounding. Arguments as in `fj.fisher`, with `xy = (x, y)`.
 
     Returns:
         FisherOperator; its dual has size N.
@@ -345,7 +356,7 @@ def ggn(
     xy: tuple[Any, Any],
     loss: Any,
     *,
-    where: str | Callable[[str], bool] | None = None,
+    where: Selection = None,
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
     weights: Any = None,
@@ -379,7 +390,7 @@ def hessian(
     xy: tuple[Any, Any],
     loss: Any,
     *,
-    where: str | Callable[[str], bool] | None = None,
+    where: Selection = None,
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
     weights: Any = None,
@@ -427,6 +438,8 @@ def _pair(xy: Any, where: str) -> tuple[Any, Any]:
 def _inputs(model: Any, x: Any, select: Any, where: str) -> tuple[Network, Any, int, Any]:
     """Checked network, inputs as arrays, number of samples, output structure of one sample."""
     net = network(model, where, select)
+    if isinstance(x, (list, tuple)) and any(np.ndim(a) == 0 for a in jax.tree.leaves(x)):
+        x = np.asarray(x)  # nested lists of numbers
     x = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else np.asarray(a), x)
     leaves = jax.tree.leaves(x)
     lengths = {a.shape[0] if a.ndim else 0 for a in leaves}

@@ -7,7 +7,7 @@ function of a tuple of selected parameter arrays, checked to be deterministic an
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -119,13 +119,17 @@ class Network:
     """
 
     apply: Any  # Partial: apply(params tree, x)
-    params: tuple[Array, ...]  # selected leaves, differentiated
+    params: tuple[Array, ...]  # selected leaves, differentiated, all of one dtype of at least 32 bits
     fixed: tuple[Array, ...]  # all other leaves
     treedef: Any = static()
     chosen: tuple[bool, ...] = static()
+    stored: tuple[str, ...] = static()  # dtypes of the selected leaves in the model
 
     def __call__(self, params: tuple[Array, ...], x: Any) -> Any:
-        return self.apply(self._join(params, self.fixed), x)
+        # A model in half precision computes in it; sums over samples, squares and vectors are never in half precision.
+        own = tuple(p.astype(d) for p, d in zip(params, self.stored, strict=True))
+        outputs = self.apply(self._join(own, self.fixed), x)
+        return jax.tree.map(lambda a: a.astype(self.dtype) if a.dtype.itemsize < 4 else a, outputs)
 
     @property
     def size(self) -> int:
@@ -133,7 +137,7 @@ class Network:
 
     @property
     def dtype(self) -> Any:
-        return jnp.result_type(*self.params)
+        return self.params[0].dtype
 
     def split(self, v: Array) -> tuple[Array, ...]:
         """`(P,)` -> tuple of arrays like `params`."""
@@ -152,8 +156,11 @@ class Network:
         return self.treedef.unflatten([next(selected) if c else next(rest) for c in self.chosen])
 
 
-def network(model: Any, where: str, select: str | Callable[[str], bool] | None) -> Network:
-    """Select parameters by path: a glob such as `"blocks/0"` or `"*/kernel"`, or a predicate; all when None."""
+Selection = str | Sequence[str] | Callable[[str], bool] | None
+
+
+def network(model: Any, where: str, select: Selection) -> Network:
+    """Select parameters by path: a glob such as `"blocks/0"` or `"*/kernel"`, several, or a predicate; all when None."""
     function = as_function(model, where)
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(function.params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
@@ -168,22 +175,27 @@ def network(model: Any, where: str, select: str | Callable[[str], bool] | None) 
         raise _checks.fail(
             where, f"where={select!r} selects no parameter", f"choose among {listed or 'none: the model has none'}"
         )
+    selected = [leaf for leaf, c in zip(leaves, chosen, strict=True) if c]
+    wide = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in selected) else jnp.float32
     net = Network(
         function.apply,
-        tuple(leaf for leaf, c in zip(leaves, chosen, strict=True) if c),
+        tuple(leaf.astype(wide) for leaf in selected),
         tuple(leaf for leaf, c in zip(leaves, chosen, strict=True) if not c),
         treedef,
         chosen,
+        tuple(leaf.dtype.name for leaf in selected),
     )
     _checks.finite(where, "params", dict(zip(paths, leaves, strict=True)), "load weights without NaN")
     return net
 
 
-def _matches(select: str | Callable[[str], bool] | None, path: str) -> bool:
+def _matches(select: Selection, path: str) -> bool:
     if select is None:
         return True
     if callable(select):
         return bool(select(path))
+    if not isinstance(select, str):
+        return any(_matches(one, path) for one in select)
     return fnmatch.fnmatchcase(path, select) or fnmatch.fnmatchcase(path, select.rstrip("/") + "/*")
 
 
@@ -207,39 +219,81 @@ def output_structure(net: Network, x: Any, where: str) -> Any:
 def check_rules(net: Network, x: Any, where: str) -> None:
     """Refuse a model that is random, or whose output for a sample depends on the rest of the batch or on its place.
 
-    Costs one compilation and three evaluations of two samples, and a second trace. A per-sample gradient exists for none
-    of the refused models, and chunked sums over samples would be wrong without a sign.
+    The first sample is evaluated alone and in batches with real and with altered neighbours, and the derivative of its
+    output along its neighbours must be exactly zero. A per-sample gradient exists for none of the refused models, and
+    chunked sums over samples would be wrong without a sign.
     """
+    samples = jax.tree.leaves(x)[0].shape[0]
     first = jax.tree.map(lambda a: jnp.asarray(a[:1]), x)
-    last = jax.tree.map(lambda a: jnp.asarray(a[-1:]), x)
+    others = jax.tree.map(lambda a: jnp.asarray(a[-min(3, samples) :][::-1]), x)
 
-    def altered(a: Any) -> Any:
+    def altered(a: Array) -> Array:
         # Another neighbour: features rolled by one (token numbers stay valid), real ones also of other mean and size.
         a = jnp.roll(a.reshape(-1), 1).reshape(a.shape)
         return 2 * a + 1 if jnp.issubdtype(a.dtype, jnp.floating) else a
 
-    rolled = jax.tree.map(altered, last)
-
-    def pair(a: Any, b: Any) -> Any:
-        return jax.tree.map(lambda u, v: jnp.concatenate([u, v]), a, b)
+    def batch(*parts: Any) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def evaluate(net: Network, x: Any) -> Any:
         return net(net.params, x)
 
     run = jax.jit(evaluate)
-    base = run(net, pair(first, last))
-    rules = [
-        ("is not deterministic: two evaluations differ", jax.jit(lambda n, x: evaluate(n, x))(net, pair(first, last)), 0),
-        ("couples samples: an output changes with the rest of the batch", run(net, pair(first, rolled)), 0),
-        ("depends on a sample's place in the batch", run(net, pair(last, first)), 1),
+    base = run(net, batch(first, others))
+    strange = jax.tree.map(altered, others)
+    last = jax.tree.leaves(others)[0].shape[0]
+    random, coupled = (
+        "is not deterministic: two evaluations differ",
+        "couples samples: an output changes with the rest of the batch",
+    )
+    place = "depends on a sample's place in the batch"
+    trials = [
+        (random, jax.jit(lambda n, x: evaluate(n, x))(net, batch(first, others)), 0),
+        (coupled, run(net, batch(first, strange)), 0),
+        (coupled, run(net, first), 0),
+        (coupled, run(net, batch(first, others, strange)), 0),
+        (place, run(net, batch(others, first)), last),
     ]
-    for problem, other, place in rules:
+    for problem, other, index in trials:
         for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(other), strict=True):
-            a, b = np.asarray(a[0], np.float64), np.asarray(b[place], np.float64)
+            unit = float(jnp.finfo(a.dtype).eps)
+            a, b = np.asarray(a[0], np.float64), np.asarray(b[index], np.float64)
             if not np.isfinite(a).all():
                 raise _checks.fail(where, "model returns NaN or infinity for the first sample", "check weights and data")
-            eps = float(jnp.finfo(jax.tree.leaves(base)[0].dtype).eps)
-            if np.abs(a - b).max(initial=0.0) > 1000 * eps * max(np.abs(a).max(initial=0.0), 1e-30):
-                raise _checks.fail(
-                    where, f"model {problem}", "use evaluation mode (no dropout, running statistics in batch norm)"
-                )
+            # Half-precision models round at their own unit.
+            unit = max(unit, *(float(jnp.finfo(d).eps) for d in net.stored))
+            if not np.abs(a - b).max(initial=0.0) <= 1000 * unit * max(np.abs(a).max(initial=0.0), 1e-30):
+                raise _checks.fail(where, f"model {problem}", _EVALUATION)
+    if _leaks(net, batch(first, others)):
+        raise _checks.fail(where, f"model {coupled}", _EVALUATION)
+
+
+_EVALUATION = "use evaluation mode (no dropout, running statistics in batch norm)"
+
+
+def _leaks(net: Network, x: Any) -> bool:
+    """Does the output of sample 0 change, to first order, with real-valued inputs of the others? Exactly zero or not."""
+    leaves, treedef = jax.tree.flatten(x)
+    real = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
+    if not any(real) or leaves[0].shape[0] < 2:
+        return False
+
+    @jax.jit
+    def tangent(net: Network, leaves: list[Array], directions: list[Array]) -> Any:
+        def outputs(varied: list[Array]) -> Any:
+            source = iter(varied)
+            joined = [next(source) if r else a for a, r in zip(leaves, real, strict=True)]
+            return net(net.params, treedef.unflatten(joined))
+
+        varied = [a for a, r in zip(leaves, real, strict=True) if r]
+        return jax.jvp(outputs, (varied,), (directions,))[1]
+
+    rng = np.random.default_rng(0)
+    directions = []
+    for a in (a for a, r in zip(leaves, real, strict=True) if r):
+        d = rng.normal(size=a.shape)
+        d[0] = 0
+        directions.append(jnp.asarray(d, a.dtype))
+    changes = [np.asarray(t[0], np.float64) for t in jax.tree.leaves(tangent(net, leaves, directions))]
+    # NaN is 0·∞ of a derivative at an edge, not a dependence.
+    return any(np.nansum(np.abs(c)) > 0 for c in changes)

@@ -37,7 +37,7 @@ class Basis(NamedTuple):
     C: Array  # (b, m)
     size: Array  # ()
     norm: Array  # () estimate of ‖M‖ from below, the scale for breakdown: largest product or Ritz value so far
-    closed: Array  # () bool: a breakdown happened since the last compression
+    closed: Array  # () breakdowns since the last compression
     key: Array
 
 
@@ -52,7 +52,7 @@ def start(block: Array, m: int, key: Array) -> Basis:
         jnp.zeros((b, m), block.dtype),
         jnp.zeros((), jnp.int32),
         zero,
-        jnp.zeros((), bool),
+        jnp.zeros((), jnp.int32),
         key,
     )
     Q, _, _, key = _orthonormalize(block, empty.vectors, jnp.linalg.norm(block, axis=1), zero, key)
@@ -77,7 +77,7 @@ def expand(apply: Any, basis: Basis) -> Basis:
     T = jax.lax.dynamic_update_slice(T, H[:, :m], (j, _ZERO))
     C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (_ZERO, j))
     V = jax.lax.dynamic_update_slice_in_dim(V, Q, j + b, axis=0)
-    return Basis(V, images, T, C, j + b, norm, basis.closed | broke, key)
+    return Basis(V, images, T, C, j + b, norm, basis.closed + broke, key)
 
 
 def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:
@@ -117,9 +117,9 @@ def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) 
 
         q = jax.lax.cond(vanished, lambda _: random_direction(Q, fresh), keep, None)
         coefficients = (first + second).at[i].set(jnp.where(vanished, 0, length))
-        return Q.at[i].set(q), R.at[i].set(coefficients), broke | vanished, key
+        return Q.at[i].set(q), R.at[i].set(coefficients), broke + vanished.astype(jnp.int32), key
 
-    zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros((), bool)
+    zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros((), jnp.int32)
     carry = (*zeros, key)
     for i in range(b):
         carry = row(i, carry)
@@ -174,7 +174,7 @@ def compress(basis: Basis, values: Array, S: Array, keep: Array, inject: bool = 
         T=jnp.diag(jnp.where(kept, values, 0)),
         C=jnp.zeros_like(basis.C) if inject else basis.C @ S,
         size=keep,
-        closed=jnp.zeros((), bool),
+        closed=jnp.zeros((), jnp.int32),
     )
     return small, Change(jnp.ones((), bool), S, basis.size, keep, jnp.asarray(inject))
 

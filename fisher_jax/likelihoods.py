@@ -33,6 +33,10 @@ class Likelihood:
         """The product `B u`; `u` and the result have the structure and shapes of the outputs `f`."""
         return jax.tree.map(self._factor, f, u)
 
+    def score(self, f: Any, y: Any) -> Any:
+        """Gradient of the log-likelihood in the outputs, structure and shapes of `f`."""
+        return jax.tree.map(self._score, f, y)
+
     def sample(self, key: Array, f: Any) -> Any:
         """Labels `y ~ p(y | f)`, one for each output vector."""
         leaves, treedef = jax.tree.flatten(f)
@@ -52,6 +56,9 @@ class Likelihood:
 
     def _nll(self, f: Array, y: Array) -> Array:
         raise NotImplementedError
+
+    def _score(self, f: Array, y: Array) -> Array:
+        return jax.grad(lambda f: -jnp.sum(self._nll(f, y)))(f)
 
     def _factor(self, f: Array, u: Array) -> Array:
         raise NotImplementedError
@@ -96,6 +103,12 @@ class Categorical(Likelihood):
 
     def _nll(self, f: Array, y: Array) -> Array:
         return jax.nn.logsumexp(f, axis=-1) - jnp.take_along_axis(f, y[..., None], axis=-1)[..., 0]
+
+    def _score(self, f: Array, y: Array) -> Array:
+        # 1 − p of the label as the sum of the others: for a nearly certain label the difference is rounding noise.
+        label = jax.nn.one_hot(y, f.shape[-1], dtype=f.dtype)
+        others = jax.nn.softmax(f, axis=-1) * (1 - label)
+        return label * jnp.sum(others, axis=-1, keepdims=True) - others
 
     def _factor(self, f: Array, u: Array) -> Array:
         p = jax.nn.softmax(f, axis=-1)

@@ -39,6 +39,16 @@ def eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
+def power_of_two(rows: Array) -> Array:
+    """A power of two near 1 / (largest norm of the rows), found without squares that vanish or overflow; 1 for zero."""
+    largest = jnp.max(jnp.abs(rows))
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    norm = jnp.max(jnp.linalg.norm(rows / safe, axis=1))
+    # |exponent| <= 120: the inverse is a number too.
+    exponent = jnp.clip(jnp.frexp(safe)[1] + jnp.frexp(jnp.where(norm > 0, norm, 1))[1], -120, 120)
+    return jnp.ldexp(jnp.ones((), rows.dtype), -exponent)
+
+
 # Length over which a CPU sums a product of vectors in one go.
 PANEL = 4096
 

@@ -34,6 +34,10 @@ class LinearOperator:
     def shape(self) -> tuple[int, int]:
         return self.size, self.size
 
+    def __repr__(self) -> str:
+        dual = "" if self.dual is None else f", dual {self.dual.size}"
+        return f"{type(self).__name__}(size {self.size}{dual}, {jnp.dtype(self.dtype).name})"
+
     def matmat(self, V: Array) -> Array:
         """`M V`: `(size, k) -> (size, k)`."""
         raise NotImplementedError
@@ -122,6 +126,29 @@ class MatrixOperator(LinearOperator):
 
     def dense(self) -> Array:
         return self.matrix
+
+
+@record
+class ScaledOperator(LinearOperator):
+    """`scale · M`: solvers bring ‖M‖ near one, where squares neither vanish nor overflow."""
+
+    operator: LinearOperator
+    scale: Array  # () a power of two, so that scaling rounds nothing
+
+    @property
+    def psd(self) -> bool:  # type: ignore[override]
+        return self.operator.psd
+
+    @property
+    def size(self) -> int:
+        return self.operator.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.operator.dtype
+
+    def matmat(self, V: Array) -> Array:
+        return self.operator.matmat(V) * self.scale
 
 
 @record

@@ -24,15 +24,17 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
     Returns:
         Summary.
     """
-    if not bool(top.converged[0]):
+    if not isinstance(F, FisherOperator):
+        raise _checks.fail("summarize", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
+    if not top.values.size or not bool(top.converged[0]):
         raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
     count = F.factor.outliers()
     known = len(top.values) > count and bool(top.converged[: count + 1].all()) and float(top.values[count]) > 0
-    diagonal, norms = (np.asarray(a, np.float64) for a in F.factor.row_moments())
+    _, touched, norms = (np.asarray(a, np.float64) for a in F.factor.row_moments())
     trace = float(norms.sum())
     values = np.asarray(top.values, np.float64)[np.asarray(top.converged)]
     largest = float(values[0])
-    rank_bound = min(F.factor.rank_bound(), int(np.count_nonzero(diagonal)), int(np.count_nonzero(norms)))
+    rank_bound = min(F.factor.rank_bound(), int(np.count_nonzero(touched)))
     return Summary(
         lambda_max=largest,
         lambda_max_bound=float(top.bounds[0]),

@@ -145,8 +145,8 @@ def provenance(key: Any = None, dtype: Any = None, **settings: Any) -> tuple[tup
     if dtype is not None:
         pairs["dtype"] = jnp.dtype(dtype).name
     if key is not None:
-        traced = _checks.traced(key)
-        pairs["key"] = "traced" if traced else str(np.asarray(_key_data(key)).tolist())
+        with jax.ensure_compile_time_eval():
+            pairs["key"] = "traced" if _checks.traced(key) else str(np.asarray(_key_data(key)).tolist())
     return tuple((pairs | {k: str(v) for k, v in settings.items()}).items())
 
 
@@ -210,6 +210,8 @@ def load(path: Any) -> Any:
 def replace(path: Any, write: Callable[[str], None]) -> None:
     """Call `write(temporary name)` and rename the outcome to `path`; on failure nothing is left behind."""
     path = os.fspath(path)
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise _checks.fail("save", f"path={path!r}: no such directory", "create it first")
     handle, temporary = tempfile.mkstemp(
         dir=os.path.dirname(path) or ".", prefix="." + os.path.basename(path), suffix=os.path.splitext(path)[1]
     )

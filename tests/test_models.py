@@ -156,3 +156,13 @@ def test_bad_checkpoints_are_named_and_change_nothing(tmp_path):
             fj.models.load_weights(model, path)
     assert np.array_equal(before, model.readout.kernel[...])
     assert sorted(p.name for p in pathlib.Path(tmp_path).iterdir()) == ["empty", "text.npz", "w.npz"]
+
+
+def test_a_checkpoint_of_the_nnx_state(tmp_path):
+    import orbax.checkpoint as ocp
+
+    source, target = small(0), small(1)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(source, nnx.Param))
+    fj.models.load_weights(target, tmp_path / "state")
+    assert np.array_equal(source.readout.kernel[...], target.readout.kernel[...])

@@ -199,3 +199,165 @@ def test_monte_carlo_needs_a_key_and_loss_a_number():
         fj.ggn(model, (np.ones((4, 5), np.float32), np.ones((4, 3), np.float32)), lambda f, y: f - y)
     with pytest.raises(fj.ArgumentError, match=r"give the pair \(x, y\)"):
         fj.hessian(model, np.ones((4, 5), np.float32), fj.Gaussian())
+
+
+# --- defects found by attacking this library --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+@pytest.mark.parametrize("method", [fj.Lanczos(tol=1e-5), fj.Dense()])
+def test_norms_whose_squares_vanish_or_overflow(scale, method):
+    values = np.r_[3.0, 2.0, np.linspace(1, 0, 700)]
+    A = zoo.prescribed(values)
+    operator = fj.FunctionOperator(jax.tree_util.Partial(jnp.matmul, jnp.asarray(A * scale, jnp.float32)), 702, psd=True)
+    result = fj.eigsh(operator, 3, method=method, key=KEY)
+    assert bool(result.converged.all())
+    np.testing.assert_allclose(np.asarray(result.values, np.float64) / scale, values[:3], rtol=2e-5)
+    bounds = np.asarray(result.bounds, np.float64) / scale
+    assert (bounds > 1e-8).all() and (bounds < 1e-4).all()
+    assert values[3] <= float(result.complete_above) / scale <= 2.5
+
+
+def test_scaling_the_noise_scales_the_spectrum():
+    model = fj.models.build("mlp", inputs=8, outputs=10, depth=2, width=150, key=jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    found = []
+    for noise in (1.0, 1e9):
+        F = fj.fisher(model, x, fj.Gaussian(noise))
+        top = fj.eigsh(F, 3, method=fj.Lanczos(tol=1e-5), key=KEY)
+        found.append(np.asarray(top.values, np.float64) * noise**2)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+def test_a_closed_krylov_space_is_no_proof():
+    """The start sees the second eigenvalue 141 times smaller than it is: below breakdown, yet far above rounding."""
+    d = np.zeros(20000)
+    d[0], d[7] = 1, 5e-5
+    for seed in range(3):
+        result = fj.eigsh(zoo.diagonal(d, "float32"), 1, method=fj.Lanczos(), key=jax.random.key(seed))
+        assert float(result.complete_above) >= 5e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_above_returns_what_lies_within_its_bound_of_the_threshold(seed):
+    d = 0.9 * np.random.default_rng(0).uniform(0, 1, 3000)
+    d[:5] = 100, 50, 5.001, 4, 3.5
+    result = fj.eigsh(zoo.diagonal(d, "float32"), 10, method=fj.Lanczos(tol=1e-2), above=5.0, key=jax.random.key(seed))
+    listed = np.asarray(result.values)
+    assert np.any(np.abs(listed - 5.001) <= np.asarray(result.bounds)) or float(result.complete_above) > 5
+
+
+def test_dropping_below_a_threshold_is_not_knowing_all():
+    operator = fj.MatrixOperator(np.diag(np.arange(1.0, 11.0)).astype(np.float32))
+    result = fj.eigsh(operator, 10, above=5.5, key=KEY)
+    assert result.values.size == 5 and 5 <= float(result.complete_above) <= 5.5
+    with pytest.warns(UserWarning, match="cannot exclude"):
+        assert float(fj.eigsh(operator, 3, above=5.5, key=KEY).complete_above) >= 7
+    empty = fj.eigsh(fj.MatrixOperator(np.diag([9.0, 7, 5, 1]).astype(np.float32)), 2, above=100.0, key=KEY)
+    assert empty.values.size == 0 and float(empty.complete_above) >= 9
+
+
+@pytest.mark.parametrize("confidence", [12.0, 20.0, 40.0])
+def test_scores_of_a_confident_network_keep_their_digits(confidence):
+    """1 − p as a difference is rounding noise in float32; labels agree with the certain class."""
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    W = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)) / 10, jnp.float32)
+    bias = jnp.asarray([confidence, 0.0, 0.5], jnp.float32)
+    model = fj.Function(lambda p, x: x @ p + jnp.broadcast_to(bias, (x.shape[0], 3)), W)
+    y = np.zeros(20, np.int32)
+    f = x.astype(np.float64) @ np.asarray(W, np.float64) + np.asarray(bias, np.float64)
+    others = np.exp(f[:, 1:]) / np.exp(f).sum(1, keepdims=True)
+    scores = np.concatenate([others.sum(1, keepdims=True), -others], axis=1)
+    rows = np.einsum("ni,nc->nic", x, scores).reshape(20, -1)
+    F = fj.fisher(model, x, fj.Categorical(), kind=fj.Empirical(y))
+    assert float(F.trace()) == pytest.approx((rows**2).sum() / 20, rel=1e-4)
+
+
+COUPLED = {
+    "bag of tokens": (lambda p, x: p["e"][x].sum(1) - p["e"][x].sum(1).mean(0, keepdims=True), "tokens"),
+    "one token": (lambda p, x: p["e"][x[:, 0]] - p["e"][x[:, 0]].mean(0, keepdims=True), "tokens"),
+    "edge of a domain": (lambda p, x: (h := jnp.log(1 - x) @ p["w"]) - h.mean(0, keepdims=True), "unit"),
+    "hidden by an offset": (lambda p, x: x @ p["w"] - (x @ p["w"]).mean(0, keepdims=True) + 1e5, "unit"),
+    "from the third on": (lambda p, x: x @ p["w"] - (x @ p["w"])[2:].sum(0, keepdims=True), "unit"),
+    "weak": (lambda p, x: x @ p["w"] + 1e-4 * x.mean(0, keepdims=True) @ p["w"], "unit"),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_hidden_coupling_is_found(name):
+    apply, kind = COUPLED[name]
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 9, (20, 2)) if kind == "tokens" else rng.uniform(0.01, 0.99, (20, 5)).astype(np.float32)
+    params = {"e": jnp.asarray(rng.normal(size=(9, 3)), jnp.float32), "w": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)}
+    with pytest.raises(fj.ArgumentError, match="couples samples"):
+        fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+
+
+def test_legitimate_models_pass_the_rules():
+    rng = np.random.default_rng(0)
+    params = {"e": jnp.asarray(rng.normal(size=(9, 3)), jnp.float32), "w": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)}
+    tokens, unit = rng.integers(0, 9, (20, 4)), rng.uniform(0.01, 0.99, (20, 5)).astype(np.float32)
+    for apply, x in (
+        (lambda p, x: jnp.cumsum(p["e"][x], axis=1), tokens),
+        (lambda p, x: jnp.log(1 - x) @ p["w"], unit),
+        (lambda p, x: x / jnp.linalg.norm(x, axis=1, keepdims=True) @ p["w"], np.concatenate([unit, 0 * unit[:1]])),
+        (lambda p, x: jnp.tanh(1e7 * x @ p["w"]), unit),
+        (lambda p, x: x @ p["w"], unit[:1]),
+        (lambda p, x: x @ p["w"], unit[:2]),
+    ):
+        fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+
+
+def test_half_precision_parameters_do_not_lower_the_precision_of_sums():
+    rng = np.random.default_rng(0)
+    exact = {"a": rng.normal(size=(8, 20)) / 3, "b": rng.normal(size=(20, 4)) / 4}
+    for kinds in (("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")):
+        params = {k: jnp.asarray(v, d) for (k, v), d in zip(exact.items(), kinds, strict=True)}
+
+        def apply(p, x):
+            return jnp.tanh(x @ p["a"].astype(jnp.float32)) @ p["b"].astype(jnp.float32)
+
+        x = rng.normal(size=(40, 8)).astype(np.float32)
+        wide = {k: v.astype(jnp.float32) for k, v in params.items()}
+        F, G = (fj.fisher(fj.Function(apply, p), x, fj.Gaussian()) for p in (params, wide))
+        assert F.dtype == jnp.float32
+        # The same function of the same numbers: tangents pass a cast to bfloat16, sums do not.
+        assert float(F.trace()) == pytest.approx(float(G.trace()), rel=5e-3)
+        assert np.isfinite(np.asarray(F.dense())).all()
+
+
+def test_zeros_stay_a_lower_bound():
+    # Squares of 1e-19 vanish in float32 sums; the entry itself does not.
+    F = fj.fisher(
+        fj.Function(lambda p, x: x * p[None], jnp.ones(3)), np.diag([1, 1, 1e-19]).astype(np.float32), fj.Gaussian()
+    )
+    assert fj.summarize(F, fj.eigsh(F, 1, key=KEY)).zeros == 0
+    # Token weights with several output vectors per token.
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(30, 6)), jnp.float32)
+    model = fj.Function(lambda p, x: (x @ p).reshape(*x.shape[:2], 2, 3), params)
+    x = np.random.default_rng(1).normal(size=(2, 3, 30)).astype(np.float32)
+    plain, masked = (fj.fisher(model, x, fj.Categorical(), weights=w) for w in (None, np.ones((2, 3))))
+    assert plain.factor.rank_bound() == masked.factor.rank_bound() == 2 * 3 * 2 * 2
+    one = np.zeros((2, 3))
+    one[0, 1] = 1
+    F = fj.fisher(model, x, fj.Categorical(), weights=one)
+    assert F.factor.rank_bound() == 4 == np.linalg.matrix_rank(np.asarray(F.factor.dense()), tol=1e-5)
+
+
+def test_slips_are_answered_in_words():
+    model = fj.Function(lambda p, x: x @ p, jnp.ones((5, 1)))
+    with pytest.raises(fj.ArgumentError, match=r"needs at least two outputs, the model has one; use fj\.Bernoulli"):
+        fj.fisher(model, np.ones((4, 5), np.float32), fj.Categorical())
+    F = fj.fisher(model, [[1.0] * 5, [2.0] * 5], fj.Gaussian())
+    assert repr(F) == "FisherOperator(size 5, dual 2, float32)"
+    with pytest.raises(fj.ArgumentError, match=r"key=0 is not a JAX random key"):
+        fj.eigsh(F, 1, key=0)
+    with pytest.raises(fj.ArgumentError, match="no such directory"):
+        fj.save(fj.eigsh(F, 1, key=KEY), "/no/such/r.npz")
+    with pytest.raises(fj.ArgumentError, match="function maps"):
+        fj.eigsh(fj.FunctionOperator(lambda V: V[:, 0], 4), 1, key=KEY)
+    G = fj.ggn(model, (np.ones((4, 5), np.float32), np.ones((4, 1), np.float32)), lambda f, y: jnp.sum((f - y) ** 2))
+    with pytest.raises(fj.ArgumentError, match="F is a GaussNewtonOperator"):
+        fj.summarize(G, fj.eigsh(G, 1, key=KEY))
+    values = jax.jit(lambda F: fj.eigsh(F, 2, key=KEY).values)(F)
+    np.testing.assert_allclose(values, fj.eigsh(F, 2, key=KEY).values, rtol=1e-5)

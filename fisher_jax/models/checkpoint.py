@@ -97,7 +97,8 @@ def _read_orbax(path: str) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = str(error).strip().splitlines()[:1]
         raise _checks.fail("checkpoint", f"{path} is not an Orbax checkpoint {reason}", "save it with Orbax") from error
-    return {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    # nnx.state(model) saves each variable as {"value": array}.
+    return {name.removesuffix("/value"): np.asarray(leaf) for name, leaf in _named(tree).items()}
 
 
 def _few(names: list[str]) -> str:

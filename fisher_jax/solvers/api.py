@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fisher_jax import _checks
-from fisher_jax.operators import LinearOperator
+from fisher_jax.operators import FunctionOperator, LinearOperator
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
@@ -47,12 +47,30 @@ def eigsh(
     k = _checks.integer("eigsh", "k", k, 1)
     if k > operator.size:
         raise _checks.fail("eigsh", f"k={k} exceeds size {operator.size}", f"give k <= {operator.size}")
+    if not isinstance(key, jax.Array):
+        raise _checks.fail("eigsh", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
+    if isinstance(operator, FunctionOperator):
+        _check_function(operator)
     if not hasattr(method, "solve"):
         raise _checks.fail("eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...) or fj.Dense()")
     result = method.solve(operator, k, key=key, v0=v0, above=above, progress=progress)
     if not _checks.traced(result):
         _warn(result, above)
     return result
+
+
+def _check_function(operator: FunctionOperator) -> None:
+    """The product must map columns to columns; said here rather than deep inside a loop."""
+    columns = jax.ShapeDtypeStruct((operator.size, 1), operator.dtype)
+    try:
+        image = jax.eval_shape(operator.matmat, columns)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise _checks.fail(
+            "eigsh", f"function rejects columns of shape {columns.shape} ({reason})", "map (n, k) to (n, k)"
+        ) from error
+    if image.shape != columns.shape:
+        raise _checks.fail("eigsh", f"function maps {columns.shape} to {image.shape}", "map (n, k) to (n, k)")
 
 
 def _warn(result: EigenResult, above: float | None) -> None:

@@ -1,5 +1,6 @@
 """What all eigensolvers share: the finish that turns approximate eigenvectors into a certified result."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def smaller_side(operator: LinearOperator) -> LinearOperator:
 def lift(operator: LinearOperator, rows: Array) -> Array:
     """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
     images = apply_rows(operator, rows, 1, _from_dual)
+    images = images * linalg.power_of_two(images)
     lengths = jnp.linalg.norm(images, axis=1, keepdims=True)
     return images / jnp.maximum(lengths, jnp.finfo(images.dtype).tiny)
 
@@ -67,6 +69,20 @@ def _from_dual(operator: Any, U: Array) -> Array:
     return operator.from_dual(U)
 
 
+def keep_above(result: EigenResult, above: Any) -> EigenResult:
+    """Only the values that may be above a threshold, given their bounds; others are dropped, or NaN inside jit."""
+    kept = (result.values + result.bounds > above) & result.converged
+    dropped = jnp.max(jnp.where(result.converged & ~kept, result.values + result.bounds, -jnp.inf))
+    result = dataclasses.replace(result, complete_above=jnp.maximum(result.complete_above, dropped))
+    if _checks.traced(result):
+        mark = jnp.where(kept, 1.0, jnp.nan).astype(result.values.dtype)
+        fields = {name: getattr(result, name) * mark for name in ("values", "bounds", "vectors")}
+        return dataclasses.replace(result, converged=kept, **fields)
+    index = jnp.flatnonzero(kept)
+    fields = {name: getattr(result, name)[index] for name in ("values", "bounds", "residuals", "converged")}
+    return dataclasses.replace(result, vectors=result.vectors[:, index], **fields)
+
+
 @linalg.precise_jit
 def measured(vectors: Array, products: Array) -> tuple[Array, Array]:
     """Rayleigh quotients and residual norms of rows `(k, n)` given their products with M."""
@@ -86,6 +102,7 @@ def certify(
     rest: Array,
     matvecs: Any,
     *,
+    unit: Any = 1.0,
     within: Array | None = None,
     wanted: Array | None = None,
     **static: Any,
@@ -97,6 +114,7 @@ def certify(
         norm: of the operator: the largest eigenvalue in absolute value, λ_max for a positive semidefinite one.
         relative_floor: rounding error of a product over the norm.
         rest: bound on all eigenvalues not among these (NaN if unknown).
+        unit: what all values above are in units of; the result is not.
         within: `(k,)` residuals that bound the error of the values, where these differ (those of the dual problem).
         wanted: `(k,)` bool, entries to report; others become NaN.
     """
@@ -114,15 +132,16 @@ def certify(
         null = jnp.abs(values) <= bounds
         bounds, values = jnp.where(null, bounds + jnp.abs(values), bounds), jnp.where(null, 0, values)
     converged = converged & wanted
+    unit = jnp.asarray(unit, values.dtype)
     return EigenResult(
-        values=jnp.where(converged, values, jnp.nan),
+        values=unit * jnp.where(converged, values, jnp.nan),
         vectors=jnp.where(converged[:, None], vectors, jnp.nan).T,
-        residuals=residuals,
-        bounds=jnp.where(converged, bounds, jnp.nan),
+        residuals=unit * residuals,
+        bounds=unit * jnp.where(converged, bounds, jnp.nan),
         converged=converged,
         matvecs=jnp.asarray(matvecs),
-        floor=floor,
+        floor=unit * floor,
         tol=tol,
-        complete_above=rest,
+        complete_above=unit * (rest + floor),
         **static,
     )

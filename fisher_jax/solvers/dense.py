@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fisher_jax import _checks, linalg
 from fisher_jax.operators import LinearOperator
 from fisher_jax.results import EigenResult, provenance
-from fisher_jax.solvers.base import Reporter, apply_rows, certify, complete, lift, measured, smaller_side
+from fisher_jax.solvers.base import Reporter, apply_rows, certify, complete, keep_above, lift, measured, smaller_side
 
 Array = jax.Array
 
@@ -34,12 +34,14 @@ class Dense:
         side = smaller_side(operator)
         if side.size > MAX_SIZE:
             raise _checks.fail("Dense", f"size {side.size} exceeds {MAX_SIZE}", "use method=fj.Lanczos()")
-        values, rows, rest, norm = _top_rows(side.dense(), min(k, side.size))
+        matrix = side.dense()
+        scale = linalg.power_of_two(matrix)
+        values, rows, rest, norm = _top_rows(matrix * scale, min(k, side.size))
         spent = k
         if side is not operator:
             rows = complete(lift(operator, rows), k, values > values[0] * linalg.eps(side.dtype) * side.size, key)
             spent += (k + 1) // 2
-        values, residuals = measured(rows, apply_rows(operator, rows, 1))
+        values, residuals = measured(rows, apply_rows(operator, rows, 1) * scale)
         floor = jnp.asarray(4 * linalg.eps(side.dtype) * max(1.0, side.size**0.5 / 4), side.dtype)
         result = certify(
             operator,
@@ -52,6 +54,7 @@ class Dense:
             # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
             rest if k < side.size or side.size == operator.size else jnp.zeros((), side.dtype),
             spent,
+            unit=1 / scale,
             method="Dense() on the " + ("operator" if side is operator else "dual"),
             info=provenance(key, operator.dtype, size=operator.size, formed=side.size),
         )
@@ -68,23 +71,3 @@ def _top_rows(matrix: Array, k: int) -> tuple[Array, Array, Array, Array]:
     values, rows = _eigh(matrix)
     rest = values[k] if k < values.size else jnp.full((), -jnp.inf, values.dtype)
     return values[:k], rows[:k], rest, jnp.max(jnp.abs(values))
-
-
-def keep_above(result: EigenResult, above: Any) -> EigenResult:
-    """Only the values above a threshold; the others become NaN (inside jit) or are dropped."""
-    kept = result.values > above
-    if _checks.traced(result):
-        mark = jnp.where(kept, 1.0, jnp.nan).astype(result.values.dtype)
-        return dataclasses.replace(
-            result,
-            values=result.values * mark,
-            bounds=result.bounds * mark,
-            vectors=result.vectors * mark,
-            converged=result.converged & kept,
-        )
-    index = jnp.flatnonzero(kept | ~result.converged)
-    return dataclasses.replace(
-        result,
-        **{name: getattr(result, name)[index] for name in ("values", "bounds", "residuals", "converged")},
-        vectors=result.vectors[:, index],
-    )

@@ -27,9 +27,19 @@ import numpy as np
 
 from fisher_jax import _checks, krylov, linalg
 from fisher_jax.krylov import Basis, Change
-from fisher_jax.operators import LinearOperator, apply
+from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
-from fisher_jax.solvers.base import Progress, Reporter, apply_rows, certify, complete, lift, measured, smaller_side
+from fisher_jax.solvers.base import (
+    Progress,
+    Reporter,
+    apply_rows,
+    certify,
+    complete,
+    keep_above,
+    lift,
+    measured,
+    smaller_side,
+)
 from fisher_jax.solvers.dense import Dense
 
 Array = jax.Array
@@ -89,10 +99,13 @@ class Lanczos:
         if m + b >= side.size:
             # The basis would span the whole space: diagonalizing it is the same work, without rounding in a basis.
             return Dense().solve(operator, k, key=key, above=above)
-        plan = _Plan(k, m, b, self.restarts, above is not None, side is not operator, side.psd, side.size)
+        lifted = side is not operator
+        plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.psd, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
-        block, noise, spent = _start_block(side, operator, b, v0, k_start)
-        limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, jnp.asarray(0.0 if above is None else above, side.dtype))
+        block, noise, scale, spent = _start_block(side, operator, b, v0, k_start)
+        side = ScaledOperator(side, scale)
+        threshold = scale * jnp.asarray(0.0 if above is None else above, side.dtype)
+        limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, threshold)
         state = _begin(plan, block, k_run)
         if _checks.traced((operator, state, limits)):
             state = _advance(side, state, limits, plan, jnp.asarray(2**30, jnp.int32))
@@ -103,10 +116,22 @@ class Lanczos:
         if above is not None and not _checks.traced(count):
             rows, images = (a[: max(1, int(count))] for a in (rows, images))
         values, within = measured(rows, images)
-        residuals = within
-        if side is not operator:
-            rows, values, residuals, within, extra = _lift(operator, rows, values, within, noise, k_lift)
+        residuals, wanted = within, jnp.arange(rows.shape[0], dtype=jnp.int32) < count
+        if not _checks.traced(state) and int(state.phase) != DONE:
+            # Stopped early: work on what has converged only.
+            done = jnp.flatnonzero(within <= jnp.maximum(limits.tol, noise) * norm)
+            rows, values, within, residuals, wanted = (a[done] for a in (rows, values, within, residuals, wanted))
+        if lifted and rows.shape[0]:
+            rows, values, residuals, within, extra = _lift(operator, scale, rows, values, within, noise, k_lift)
             spent += extra
+        missing = 0 if above is not None else k - rows.shape[0]
+        if missing:
+            found = rows if rows.shape[0] else jnp.zeros((0, operator.size), rows.dtype)
+            rows = jnp.concatenate([found, jnp.full((missing, operator.size), jnp.nan, rows.dtype)])
+            values, residuals, within = (
+                jnp.pad(a, (0, missing), constant_values=jnp.nan) for a in (values, residuals, within)
+            )
+            wanted = jnp.pad(wanted, (0, missing))
         notes = []
         if not _checks.traced(noise) and self.tol < float(noise):
             notes.append(f"tol={self.tol:g} is below the rounding error of the products, {float(noise):.1e}, used instead")
@@ -122,9 +147,10 @@ class Lanczos:
             self.tol,
             state.rest,
             spent + state.steps * b,
+            unit=1 / scale,
             within=within,
-            wanted=jnp.arange(rows.shape[0], dtype=jnp.int32) < count,
-            method=f"Lanczos(tol={self.tol:g}, steps={m}, block={b}) on the " + ("operator" if side is operator else "dual"),
+            wanted=wanted,
+            method=f"Lanczos(tol={self.tol:g}, steps={m}, block={b}) on the " + ("dual" if lifted else "operator"),
             info=provenance(
                 key,
                 operator.dtype,
@@ -135,9 +161,7 @@ class Lanczos:
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
         )
-        if above is not None and not _checks.traced(result):
-            result = _trim(result, int(count))
-        return result
+        return result if above is None else keep_above(result, above)
 
 
 class _Plan(NamedTuple):
@@ -179,8 +203,8 @@ class _State(NamedTuple):
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
-def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, int]:
-    """Start block `(b, n)`, relative rounding error of a product, products spent.
+def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
+    """Start block `(b, n)`, relative rounding error of a product, power of two near 1/‖M‖, products spent.
 
     The start is M times random directions: in the range of M, with the largest eigenvalues already amplified. The product
     of the same directions scaled by a number that is no power of two rounds differently everywhere; the difference
@@ -198,12 +222,14 @@ def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple
     image = apply(side, start.T).T
     alpha = 0.7390851332151607
     again = apply(side, (alpha * start).T).T / alpha
+    scale = linalg.power_of_two(image)
+    image, again = image * scale, again * scale
     size = jnp.linalg.norm(image)
     if not _checks.traced(size) and not np.isfinite(float(size)):
         raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
     defect = jnp.linalg.norm(image - again) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
     noise = 4 * jnp.maximum(defect, linalg.eps(size.dtype))
-    return jnp.where(size > 0, image, start), noise, 2 * b
+    return jnp.where(size > 0, image, start), noise, scale, 2 * b
 
 
 @partial(linalg.precise_jit, static_argnums=0)
@@ -232,7 +258,7 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
         state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
         full = basis.size + plan.b > plan.m
         look = full | (state.steps % every == 0)
-        over = full | basis.closed | ((state.searched >= first) & ((state.searched - first) % every == 0))
+        over = full | ((state.searched >= first) & ((state.searched - first) % every == 0))
         branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
         # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
         none = jnp.zeros(0, basis.vectors.dtype)
@@ -328,15 +354,15 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
     noise = jnp.maximum(limits.tol, limits.noise) * basis.norm
     missed = found > (limits.above if plan.threshold else state.lowest + noise)
     seen = jnp.maximum(state.seen, found)
-    rest = jnp.where(basis.closed, seen + limits.noise * basis.norm, _bound(state, values, seen, plan))
+    rest = jnp.where(basis.closed > 0, _closed_bound(basis, seen, plan), _bound(state, values, seen, plan))
     goal = limits.above if plan.threshold else basis.norm
     spent = SEARCH_SHARE * (state.steps - state.iterated) > state.iterated
     # A threshold asks for proof: there the limit is that of the iteration's restarts.
     spent = (full & (state.searches >= plan.restarts)) if plan.threshold else spent
-    enough = (rest < goal) | basis.closed | spent
+    enough = (rest + limits.noise * basis.norm < goal) | spent
 
     def back(state: _State) -> tuple[_State, Change]:
-        basis = state.basis._replace(closed=jnp.zeros((), bool))
+        basis = state.basis._replace(closed=jnp.zeros_like(state.basis.closed))
         return state._replace(basis=basis, phase=jnp.full_like(state.phase, ITERATE)), krylov.unchanged(basis)
 
     def finish(state: _State) -> tuple[_State, Change]:
@@ -374,6 +400,17 @@ def _bound(state: _State, values: Array, seen: Array, plan: _Plan) -> Array:
     return jnp.where(epsilon < 1, (seen - epsilon * lowest) / jnp.where(epsilon < 1, 1 - epsilon, 1), jnp.inf)
 
 
+def _closed_bound(basis: Basis, seen: Array, plan: _Plan) -> Array:
+    """The same where the Krylov spaces of p random starts have closed, up to remainders β <= BREAKDOWN eps ‖M‖.
+
+    An eigenvector u with eigenvalue λ not seen has |u·start| <= β / (λ − seen) for every start; a random start has
+    |u·start| >= t / √n except with probability 0.8 t.
+    """
+    closed = jnp.maximum(basis.closed, 1).astype(seen.dtype)
+    t = 1.25 * jnp.exp(math.log(FAILURE) / closed)
+    return seen + krylov.BREAKDOWN * linalg.eps(seen.dtype) * basis.norm * math.sqrt(plan.n) / t
+
+
 def _log_start(n: int) -> float:
     return math.log(1.648 * math.sqrt(n))
 
@@ -387,13 +424,13 @@ def _first_look(n: int) -> int:
 def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array, Array]:
     """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted, norm of M)."""
     values, S, residuals = krylov.ritz(state.basis)
+    locked = (state.phase == SEARCH) | (state.phase == DONE)
     count = jnp.full((), plan.k, jnp.int32)
     if plan.threshold:
         wanted, _, _ = _wanted(values, residuals, state.basis, limits, plan)
-        count = jnp.minimum(jnp.sum(wanted & (values > limits.above), dtype=jnp.int32), plan.k)
+        count = jnp.where(locked, state.lock, jnp.minimum(jnp.sum(wanted, dtype=jnp.int32), plan.k))
     S = S[:, : plan.k].T
     # After a search the wanted pairs are the locked rows; its own directions would only blur them.
-    locked = (state.phase == SEARCH) | (state.phase == DONE)
     S = jnp.where(locked, jnp.eye(plan.k, plan.m, dtype=S.dtype), S)
     # Pairs that an interrupted run has not reached have no vector: a residual that is NaN is never converged.
     S = jnp.where((jnp.arange(plan.k, dtype=jnp.int32) < state.basis.size)[:, None], S, jnp.nan)
@@ -401,7 +438,7 @@ def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array,
 
 
 def _lift(
-    operator: LinearOperator, rows: Array, values: Array, within: Array, noise: Array, key: Array
+    operator: LinearOperator, scale: Array, rows: Array, values: Array, within: Array, noise: Array, key: Array
 ) -> tuple[Array, Array, Array, Array, int]:
     """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
 
@@ -415,14 +452,8 @@ def _lift(
     if not _checks.traced((operator, meaningful)) and bool(meaningful.all()):
         return lifted, values, within * jnp.sqrt(top / values), within, (k + 1) // 2
     lifted = complete(lifted, k, meaningful, key)
-    values, residuals = measured(lifted, apply_rows(operator, lifted, 1))
+    values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
     return lifted, values, residuals, residuals, k + (k + 1) // 2
-
-
-def _trim(result: EigenResult, count: int) -> EigenResult:
-    """The first `count` entries, those above the threshold."""
-    cut = {name: getattr(result, name)[:count] for name in ("values", "residuals", "bounds", "converged")}
-    return dataclasses.replace(result, **cut, vectors=result.vectors[:, :count])
 
 
 def _counts(state: _State, b: int) -> dict[str, int]:
