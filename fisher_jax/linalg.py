@@ -22,6 +22,15 @@ def precise_jit(function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(full_precision, **options)
 
 
+def loops_are_slow() -> bool:
+    """On a CPU, XLA runs convolutions inside a loop tens of times slower than outside: short loops are unrolled there."""
+    return jax.default_backend() == "cpu"
+
+
+# The longest loop over chunks or vectors that is unrolled.
+UNROLLED = 8
+
+
 def free_memory() -> int:
     """Bytes free on the default device; on a CPU, those the operating system can give without swapping."""
     stats = jax.devices()[0].memory_stats()
@@ -61,7 +70,7 @@ def inner(W: Array, V: Array) -> Array:
     """
     n = W.shape[1]
     full = n // PANEL
-    if full < 2 or jax.default_backend() != "cpu":
+    if full < 8 or jax.default_backend() != "cpu":
         return W @ V.T
 
     def panel(i: Array, total: Array) -> Array:

@@ -46,7 +46,7 @@ def smaller_side(operator: LinearOperator) -> LinearOperator:
 
 def lift(operator: LinearOperator, rows: Array) -> Array:
     """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
-    images = apply_rows(operator, rows, 1, _from_dual)
+    images = apply_rows(operator, rows, 1, from_dual)
     images = images * linalg.power_of_two(images)
     lengths = jnp.linalg.norm(images, axis=1, keepdims=True)
     return images / jnp.maximum(lengths, jnp.finfo(images.dtype).tiny)
@@ -65,7 +65,7 @@ _orthonormal_rows = linalg.precise_jit(orthonormal_rows)
 
 
 @linalg.precise_jit
-def _from_dual(operator: Any, U: Array) -> Array:
+def from_dual(operator: Any, U: Array) -> Array:
     return operator.from_dual(U)
 
 

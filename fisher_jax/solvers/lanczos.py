@@ -35,6 +35,7 @@ from fisher_jax.solvers.base import (
     apply_rows,
     certify,
     complete,
+    from_dual,
     keep_above,
     lift,
     measured,
@@ -49,7 +50,7 @@ ITERATE, SEARCH, DONE, STOPPED = range(4)
 # Probability with which `complete_above` may be wrong.
 FAILURE = 1e-3
 # The first look at a search comes when it bounds the rest to within this fraction of the largest value it has met.
-SEARCH_MARGIN = 0.4
+SEARCH_MARGIN = 0.5
 # Searches go on until their bound is below the largest eigenvalue (or `above`), but for no more than one product for
 # this many of the iteration.
 SEARCH_SHARE = 4
@@ -120,9 +121,11 @@ class Lanczos:
         if not _checks.traced(state) and int(state.phase) != DONE:
             # Stopped early: work on what has converged only.
             done = jnp.flatnonzero(within <= jnp.maximum(limits.tol, noise) * norm)
-            rows, values, within, residuals, wanted = (a[done] for a in (rows, values, within, residuals, wanted))
+            rows, images, values, within, residuals, wanted = (
+                a[done] for a in (rows, images, values, within, residuals, wanted)
+            )
         if lifted and rows.shape[0]:
-            rows, values, residuals, within, extra = _lift(operator, scale, rows, values, within, noise, k_lift)
+            rows, values, residuals, within, extra = _lift(operator, scale, rows, images, values, norm, noise, k_lift)
             spent += extra
         missing = 0 if above is not None else k - rows.shape[0]
         if missing:
@@ -247,32 +250,40 @@ def _begin(plan: _Plan, block: Array, key: Array) -> _State:
 def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Array) -> _State:
     """Up to `steps` block steps, less when done."""
     end = state.steps + steps
-    every = max(1, (plan.m - plan.k) // (10 * plan.b))
-    first = _first_look(plan.n)
 
     def running(state: _State) -> Array:
         return (state.phase < DONE) & (state.steps < end)
 
-    def step(state: _State) -> _State:
-        basis = krylov.expand(lambda V: apply(side, V), state.basis)
-        state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
-        full = basis.size + plan.b > plan.m
-        look = full | (state.steps % every == 0)
-        over = full | ((state.searched >= first) & ((state.searched - first) % every == 0))
-        branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
-        # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
-        none = jnp.zeros(0, basis.vectors.dtype)
-        small = state._replace(basis=basis._replace(vectors=none, images=none))
-        decide = [
-            lambda s: (s, krylov.unchanged(s.basis)),
-            lambda s: _look(s, limits, plan, full),
-            lambda s: _judge(s, limits, plan, full),
-        ]
-        state, change = jax.lax.switch(branch, decide, small)
-        basis = state.basis._replace(vectors=basis.vectors, images=basis.images)
-        return state._replace(basis=krylov.move(basis, change))
+    return jax.lax.while_loop(running, lambda s: _one_step(side, s, limits, plan), state)
 
-    return jax.lax.while_loop(running, step, state)
+
+@partial(linalg.precise_jit, static_argnums=3, donate_argnums=1)
+def _step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
+    """One block step outside any loop: XLA runs convolutions in a CPU loop some forty times slower."""
+    return _one_step(side, state, limits, plan)
+
+
+def _one_step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
+    every = max(1, (plan.m - plan.k) // (16 * plan.b))
+    first = _first_look(plan.n)
+
+    basis = krylov.expand(lambda V: apply(side, V), state.basis)
+    state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
+    full = basis.size + plan.b > plan.m
+    look = full | (state.steps % every == 0)
+    over = full | ((state.searched >= first) & ((state.searched - first) % every == 0))
+    branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
+    # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
+    none = jnp.zeros(0, basis.vectors.dtype)
+    small = state._replace(basis=basis._replace(vectors=none, images=none))
+    decide = [
+        lambda s: (s, krylov.unchanged(s.basis)),
+        lambda s: _look(s, limits, plan, full),
+        lambda s: _judge(s, limits, plan, full),
+    ]
+    state, change = jax.lax.switch(branch, decide, small)
+    basis = state.basis._replace(vectors=basis.vectors, images=basis.images)
+    return state._replace(basis=krylov.move(basis, change))
 
 
 def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
@@ -282,9 +293,12 @@ def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan
     tol = jnp.maximum(limits.tol, limits.noise) * basis.norm
     if plan.lifted:
         # Lifting divides by √λ: the residual in parameter space is larger by √(λ_max/λ).
+        # That is ‖Aᵀ r‖ / √λ, and r points along the next basis vector q: ‖Aᵀ q‖² = q·K q is about that of the last one.
+        last = jnp.max(jax.lax.dynamic_slice_in_dim(jnp.diag(basis.T), basis.size - plan.b, plan.b))
+        along = jnp.clip(2 * last, 0, basis.norm)
         # Values lost in rounding have no meaningful image; they are not waited for.
         resolved = values > 10 * limits.noise * basis.norm
-        residuals = residuals * jnp.where(resolved, jnp.sqrt(basis.norm / jnp.where(resolved, values, 1)), 1)
+        residuals = residuals * jnp.where(resolved, jnp.sqrt(along / jnp.where(resolved, values, 1)), 1)
     converged = used & (residuals <= tol)
     if not plan.threshold:
         return index < plan.k, converged, basis.size >= plan.k
@@ -438,22 +452,36 @@ def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array,
 
 
 def _lift(
-    operator: LinearOperator, scale: Array, rows: Array, values: Array, within: Array, noise: Array, key: Array
+    operator: LinearOperator, scale: Array, rows: Array, images: Array, values: Array, norm: Array, noise: Array, key: Array
 ) -> tuple[Array, Array, Array, Array, int]:
     """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
 
-    The residual of `y = Aᵀ u / √λ` is `Aᵀ (K u − λ u) / √λ`, at most √(λ_max / λ) times that of u. Values lost in rounding
-    have no such y; then all pairs are measured with fresh products.
+    The residual of `y = Aᵀ u / √λ` is `Aᵀ r / √λ` with the residual r of u. All r lie along one direction q but for a
+    remainder e: `‖Aᵀ r‖ <= |r·q| ‖Aᵀ q‖ + ‖e‖ √λ_max`, one product with Aᵀ for all. Values lost in rounding have no such y;
+    then all pairs are measured with fresh products.
     """
     k = rows.shape[0]
-    top = jnp.max(values)
-    meaningful = values > 10 * noise * top
+    meaningful = values > 10 * noise * jnp.max(values)
     lifted = lift(operator, rows)
     if not _checks.traced((operator, meaningful)) and bool(meaningful.all()):
-        return lifted, values, within * jnp.sqrt(top / values), within, (k + 1) // 2
+        q, along, across, within = _split_residuals(rows, images, values)
+        image = from_dual(operator, q[:, None]).T
+        unit = linalg.power_of_two(image)
+        length = jnp.linalg.norm(image * unit) / unit * jnp.sqrt(scale)
+        return lifted, values, (along * length + across * jnp.sqrt(norm)) / jnp.sqrt(values), within, k // 2 + 1
     lifted = complete(lifted, k, meaningful, key)
     values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
     return lifted, values, residuals, residuals, k + (k + 1) // 2
+
+
+@linalg.precise_jit
+def _split_residuals(rows: Array, images: Array, values: Array) -> tuple[Array, Array, Array, Array]:
+    """Direction q of the largest residual; parts of all residuals along and across it; their norms."""
+    R = images - values[:, None] * rows
+    norms = jnp.linalg.norm(R, axis=1)
+    q = R[jnp.argmax(norms)] / jnp.maximum(jnp.max(norms), jnp.finfo(R.dtype).tiny)
+    along = R @ q
+    return q, jnp.abs(along), jnp.linalg.norm(R - along[:, None] * q[None], axis=1), norms
 
 
 def _counts(state: _State, b: int) -> dict[str, int]:
@@ -495,7 +523,10 @@ def _drive(
     with _Interrupt() as interrupt:
         while int(state.phase) < DONE and not interrupt.asked:
             began = time.perf_counter()
-            state = _advance(side, state, limits, plan, jnp.asarray(steps, jnp.int32))
+            if linalg.loops_are_slow():
+                state = _step(side, state, limits, plan)
+            else:
+                state = _advance(side, state, limits, plan, jnp.asarray(steps, jnp.int32))
             taken = int(state.steps)
             if progress is not None:
                 worst = float(state.worst)
