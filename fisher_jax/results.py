@@ -29,7 +29,7 @@ class EigenResult:
 
     values: Array  # (k,) descending
     vectors: Array  # (size, k) orthonormal columns
-    residuals: Array  # (k,) true ‖M v − λ v‖, recomputed after the solve
+    residuals: Array  # (k,) true ‖M v − λ v‖, from products; an upper bound of it for vectors lifted from a dual
     bounds: Array  # (k,) absolute bound on the error of each value
     converged: Array  # (k,) bool
     matvecs: Array  # () products with M used in all

@@ -35,7 +35,8 @@ def apply_rows(operator: Any, rows: Array, block: int, compiled: Any = apply) ->
     if _checks.traced((operator, rows)):
         products = jax.lax.map(lambda Q: compiled(operator, Q.T).T, padded)
         return products.reshape(-1, products.shape[-1])[:k]
-    return jnp.concatenate([compiled(operator, Q.T).T for Q in padded])[:k]
+    # One at a time: several programs with collectives in flight can starve each other of threads on virtual CPU devices.
+    return jnp.concatenate([jax.block_until_ready(compiled(operator, Q.T).T) for Q in padded])[:k]
 
 
 def smaller_side(operator: LinearOperator) -> LinearOperator:
@@ -46,10 +47,14 @@ def smaller_side(operator: LinearOperator) -> LinearOperator:
 
 def lift(operator: LinearOperator, rows: Array) -> Array:
     """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
-    images = apply_rows(operator, rows, 1, from_dual)
-    images = images * linalg.power_of_two(images)
-    lengths = jnp.linalg.norm(images, axis=1, keepdims=True)
-    return images / jnp.maximum(lengths, jnp.finfo(images.dtype).tiny)
+    return _normalized(apply_rows(operator, rows, 1, from_dual))
+
+
+@linalg.precise_jit
+def _normalized(rows: Array) -> Array:
+    rows = rows * linalg.power_of_two(rows)
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.maximum(lengths, jnp.finfo(rows.dtype).tiny)
 
 
 def complete(rows: Array, k: int, meaningful: Array, key: Array) -> Array:
