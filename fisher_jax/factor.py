@@ -184,7 +184,7 @@ class Jacobian:
         if self.stored is not None:
             stacked = products(_chunk(self.data, 0), self.stored)[:, None]
         else:
-            stacked = _map(lambda d: products(d, linearize_outputs(self.network, d.x)), self.data)
+            stacked = jax.lax.map(lambda d: products(d, linearize_outputs(self.network, d.x)), self.data)
             stacked = jnp.moveaxis(stacked, 1, 0)
         return jax.vmap(self.data.rows)(stacked).T
 
@@ -213,8 +213,7 @@ class Jacobian:
             chunk, *slices = item
             return total + products(chunk, linearize_outputs(self.network, chunk.x), *slices), None
 
-        items = (self.data, *stacked)
-        return jax.lax.scan(step, jnp.zeros(shape.shape, shape.dtype), items, unroll=_unroll(self.data.scale.shape[0]))[0]
+        return jax.lax.scan(step, jnp.zeros(shape.shape, shape.dtype), (self.data, *stacked))[0]
 
 
 def _chunk(data: Chunks, index: int) -> Chunks:
@@ -223,17 +222,7 @@ def _chunk(data: Chunks, index: int) -> Chunks:
 
 def _each(function: Any, rows: Array) -> Array:
     """`function` on each row in turn. A network fills the device with one vector; a vmap here measured slower."""
-    return function(rows[0])[None] if rows.shape[0] == 1 else _map(function, rows)
-
-
-def _map(function: Any, items: Any) -> Any:
-    """`jax.lax.map`, unrolled where loops are slow and this one is short."""
-    length = jax.tree.leaves(items)[0].shape[0]
-    return jax.lax.scan(lambda _, item: (None, function(item)), None, items, unroll=_unroll(length))[1]
-
-
-def _unroll(length: int) -> int:
-    return length if linalg.loops_are_slow() and length <= linalg.UNROLLED else 1
+    return function(rows[0])[None] if rows.shape[0] == 1 else jax.lax.map(function, rows)
 
 
 def scaled(outputs: Any, scale: Array) -> Any:

@@ -23,12 +23,8 @@ def precise_jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def loops_are_slow() -> bool:
-    """On a CPU, XLA runs convolutions inside a loop tens of times slower than outside: short loops are unrolled there."""
+    """On a CPU, XLA runs convolutions inside a loop tens of times slower than outside."""
     return jax.default_backend() == "cpu"
-
-
-# The longest loop over chunks or vectors that is unrolled.
-UNROLLED = 8
 
 
 def free_memory() -> int:

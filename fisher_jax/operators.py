@@ -78,7 +78,11 @@ def product(operator: Any, V: Any, rows: int, compiled: Any) -> Array:
         raise _checks.fail(
             type(operator).__name__, f"V has shape {V.shape}", f"give a vector ({rows},) or columns ({rows}, k)"
         )
-    return compiled(operator, V[:, None])[:, 0] if V.ndim == 1 else compiled(operator, V)
+    image = compiled(operator, V[:, None] if V.ndim == 1 else V)
+    if jax.default_backend() == "cpu" and not _checks.traced(image):
+        # Several programs with collectives in flight can starve each other of threads on virtual CPU devices.
+        jax.block_until_ready(image)
+    return image[:, 0] if V.ndim == 1 else image
 
 
 def require_room(where: str, rows: int, columns: int, dtype: Any) -> None:
