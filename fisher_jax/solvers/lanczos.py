@@ -259,7 +259,7 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
 
 @partial(linalg.precise_jit, static_argnums=3, donate_argnums=1)
 def _step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
-    """One block step outside any loop: XLA runs convolutions in a CPU loop some forty times slower."""
+    """One block step outside any loop: XLA runs convolutions in a CPU loop some 35 times slower."""
     return _one_step(side, state, limits, plan)
 
 
