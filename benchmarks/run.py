@@ -30,12 +30,17 @@ K, RESIDUAL = 10, 1e-5
 
 
 def timed(functions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
-    """Median seconds of each function, run in turn so that a change of machine speed hits all alike."""
+    """Median seconds of each function, run in turn so that a change of machine speed hits all alike.
+
+    Each timed run follows an untimed one of the same function: BLAS threads of the one before spin on for a while, and its data
+    fills the caches.
+    """
     for function in functions.values():
         jax.block_until_ready(function())
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeat):
         for name, function in functions.items():
+            jax.block_until_ready(function())
             began = time.perf_counter()
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - began)

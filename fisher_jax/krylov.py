@@ -37,7 +37,7 @@ class Basis(NamedTuple):
     C: Array  # (b, m)
     size: Array  # ()
     norm: Array  # () estimate of ‖M‖ from below, the scale for breakdown: largest product or Ritz value so far
-    closed: Array  # () breakdowns since the last compression
+    fresh: Array  # (m + b,) bool: rows that breakdown has replaced by random directions since the last compression
     key: Array
 
 
@@ -52,7 +52,7 @@ def start(block: Array, m: int, key: Array) -> Basis:
         jnp.zeros((b, m), block.dtype),
         jnp.zeros((), jnp.int32),
         zero,
-        jnp.zeros((), jnp.int32),
+        jnp.zeros(m + b, bool),
         key,
     )
     Q, _, _, key = _orthonormalize(block, empty.vectors, jnp.linalg.norm(block, axis=1), zero, key)
@@ -72,16 +72,17 @@ def expand(apply: Any, basis: Basis) -> Basis:
     again = inner(W, V)
     W, H = W - again @ V, H + again
     norm = jnp.maximum(basis.norm, jnp.max(jnp.linalg.norm(H, axis=1)))
-    Q, R, broke, key = _orthonormalize(W, V, before, norm, basis.key)
+    Q, R, vanished, key = _orthonormalize(W, V, before, norm, basis.key)
     T = jax.lax.dynamic_update_slice(basis.T, H[:, :m].T, (_ZERO, j))
     T = jax.lax.dynamic_update_slice(T, H[:, :m], (j, _ZERO))
     C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (_ZERO, j))
     V = jax.lax.dynamic_update_slice_in_dim(V, Q, j + b, axis=0)
-    return Basis(V, images, T, C, j + b, norm, basis.closed + broke, key)
+    fresh = jax.lax.dynamic_update_slice_in_dim(basis.fresh, vanished, j + b, axis=0)
+    return Basis(V, images, T, C, j + b, norm, fresh, key)
 
 
 def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:
-    """Rows of W -> orthonormal Q with `W = R Q`, orthogonal to V; vanishing rows become random directions (R zero).
+    """Rows of W -> orthonormal Q with `W = R Q`, orthogonal to V; vanished rows, which are told, become random (R zero).
 
     `before` `(b,)`: norms of the rows before they were orthogonalized to V.
     """
@@ -117,9 +118,9 @@ def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) 
 
         q = jax.lax.cond(vanished, lambda _: random_direction(Q, fresh), keep, None)
         coefficients = (first + second).at[i].set(jnp.where(vanished, 0, length))
-        return Q.at[i].set(q), R.at[i].set(coefficients), broke + vanished.astype(jnp.int32), key
+        return Q.at[i].set(q), R.at[i].set(coefficients), broke.at[i].set(vanished), key
 
-    zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros((), jnp.int32)
+    zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros(b, bool)
     carry = (*zeros, key)
     for i in range(b):
         carry = row(i, carry)
@@ -174,7 +175,7 @@ def compress(basis: Basis, values: Array, S: Array, keep: Array, inject: bool = 
         T=jnp.diag(jnp.where(kept, values, 0)),
         C=jnp.zeros_like(basis.C) if inject else basis.C @ S,
         size=keep,
-        closed=jnp.zeros((), jnp.int32),
+        fresh=jnp.zeros_like(basis.fresh),
     )
     return small, Change(jnp.ones((), bool), S, basis.size, keep, jnp.asarray(inject))
 

@@ -14,6 +14,7 @@ from cases import data, function
 
 import fisher_jax as fj
 from fisher_jax import krylov
+from fisher_jax.solvers import unseen
 
 KEY = jax.random.key(11)
 METHODS = {
@@ -141,6 +142,36 @@ def test_bound_on_the_rest_holds(x64):
     for seed in range(20):
         result = fj.eigsh(zoo.diagonal(values, "float64"), 3, method=fj.Lanczos(tol=1e-6), key=jax.random.key(seed))
         assert values[3] <= float(result.complete_above)
+
+
+@pytest.mark.parametrize(
+    "values, block, steps",
+    [
+        (np.r_[1.3, np.linspace(0, 1, 79)], 1, 7),
+        (np.r_[1.02, np.linspace(-1, 1, 79)], 1, 20),
+        (np.r_[1.3, np.linspace(0, 1, 79)], 2, 5),
+        (np.r_[3e-13, np.zeros(79)], 1, 3),  # Krylov spaces close at once unless the start sees the first
+    ],
+)
+def test_odds_of_missing_an_eigenvalue_are_as_stated(values, block, steps, x64):
+    """Over random starts, odds below p at the top eigenvalue come with probability at most p, and not much less."""
+    operator = zoo.diagonal(values, "float64")
+    top = float(values[0])
+
+    @jax.jit
+    def odds(key):
+        basis = krylov.start(jax.random.normal(key, (block, values.size), jnp.float64), steps * block, key)
+        basis = basis._replace(norm=jnp.ones(()))
+        for _ in range(steps):
+            basis = krylov.expand(operator.matmat, basis)
+        seen = krylov.ritz(basis)[0][0]
+        return seen, unseen.log_odds(basis, jnp.int32(0), values.size, seen, jnp.asarray([top]), jnp.asarray(1e-16))[0]
+
+    seen, found = (np.asarray(a) for a in jax.lax.map(odds, jax.random.split(KEY, 2000)))
+    assert (found <= 0).all() and (seen <= top * (1 + 1e-12)).all()
+    for p in (0.5, 0.2, 0.05):
+        assert (np.exp(found) <= p).mean() <= p + 3 * np.sqrt(p / found.size)
+    assert (np.exp(found) <= 0.5).any()
 
 
 # --- behaviour --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Where other tools fail: matrices and models on which some published tool returns a wrong answer in silence."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,7 +244,11 @@ def test_a_closed_krylov_space_is_no_proof():
 def test_above_returns_what_lies_within_its_bound_of_the_threshold(seed):
     d = 0.9 * np.random.default_rng(0).uniform(0, 1, 3000)
     d[:5] = 100, 50, 5.001, 4, 3.5
-    result = fj.eigsh(zoo.diagonal(d, "float32"), 10, method=fj.Lanczos(tol=1e-2), above=5.0, key=jax.random.key(seed))
+    with warnings.catch_warnings():
+        # With residuals this large it may say that it cannot exclude more.
+        warnings.simplefilter("ignore", UserWarning)
+        result = fj.eigsh(zoo.diagonal(d, "float32"), 10, method=fj.Lanczos(tol=1e-2), above=5.0, key=jax.random.key(seed))
+    assert int(result.matvecs) < 1000
     listed = np.asarray(result.values)
     assert np.any(np.abs(listed - 5.001) <= np.asarray(result.bounds)) or float(result.complete_above) > 5
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fisher_jax import _checks
-from fisher_jax.operators import FunctionOperator, LinearOperator
+from fisher_jax.operators import FunctionOperator, LinearOperator, apply
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
@@ -63,7 +63,7 @@ def _check_function(operator: FunctionOperator) -> None:
     """The product must map columns to columns; said here rather than deep inside a loop."""
     columns = jax.ShapeDtypeStruct((operator.size, 1), operator.dtype)
     try:
-        image = jax.eval_shape(operator.matmat, columns)
+        image = jax.eval_shape(apply, operator, columns)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise _checks.fail(
@@ -84,6 +84,6 @@ def _warn(result: EigenResult, above: float | None) -> None:
     if above is not None and not float(result.complete_above) <= above:
         warnings.warn(
             f"eigsh: cannot exclude further eigenvalues above {above:g} "
-            f"(established: none above {float(result.complete_above):g}); raise k, or steps of fj.Lanczos",
+            f"(established: none above {float(result.complete_above):g}); raise k, or steps of fj.Lanczos, or lower its tol",
             stacklevel=3,
         )

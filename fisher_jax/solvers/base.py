@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -125,28 +126,43 @@ def certify(
     """
     within = residuals if within is None else within
     wanted = jnp.ones(values.shape, bool) if wanted is None else wanted
+    unit, limit = jnp.asarray(unit, values.dtype), jnp.asarray(tol, values.dtype)
+    fields = _certified(operator.psd, vectors, values, residuals, within, wanted, norm, relative_floor, limit, rest, unit)
+    return EigenResult(**fields, matvecs=jnp.asarray(matvecs), **static)
+
+
+@partial(linalg.precise_jit, static_argnums=0)
+def _certified(
+    psd: bool,
+    vectors: Array,
+    values: Array,
+    residuals: Array,
+    within: Array,
+    wanted: Array,
+    norm: Array,
+    relative_floor: Array,
+    tol: Array,
+    rest: Array,
+    unit: Array,
+) -> dict[str, Array]:
+    """The arrays of an `EigenResult`; see `certify`."""
     order = jnp.argsort(-values)
     values, residuals, vectors, within, wanted = (a[order] for a in (values, residuals, vectors, within, wanted))
-    floor = relative_floor * norm
-    tol = jnp.maximum(jnp.asarray(tol, values.dtype), relative_floor)
+    floor, tol = relative_floor * norm, jnp.maximum(tol, relative_floor)
     # A residual is itself known up to the floor.
-    converged = residuals <= tol * norm + floor
+    converged = wanted & (residuals <= tol * norm + floor)
     bounds = linalg.error_bounds(values, within, rest, floor, wanted)
-    if operator.psd:
+    if psd:
         # Not distinguishable from zero: report zero, with a bound that covers the value found.
         null = jnp.abs(values) <= bounds
         bounds, values = jnp.where(null, bounds + jnp.abs(values), bounds), jnp.where(null, 0, values)
-    converged = converged & wanted
-    unit = jnp.asarray(unit, values.dtype)
-    return EigenResult(
-        values=unit * jnp.where(converged, values, jnp.nan),
-        vectors=jnp.where(converged[:, None], vectors, jnp.nan).T,
-        residuals=unit * residuals,
-        bounds=unit * jnp.where(converged, bounds, jnp.nan),
-        converged=converged,
-        matvecs=jnp.asarray(matvecs),
-        floor=unit * floor,
-        tol=tol,
-        complete_above=unit * (rest + floor),
-        **static,
-    )
+    return {
+        "values": unit * jnp.where(converged, values, jnp.nan),
+        "vectors": jnp.where(converged[:, None], vectors, jnp.nan).T,
+        "residuals": unit * residuals,
+        "bounds": unit * jnp.where(converged, bounds, jnp.nan),
+        "converged": converged,
+        "floor": unit * floor,
+        "tol": tol,
+        "complete_above": unit * (rest + floor),
+    }

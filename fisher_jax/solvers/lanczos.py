@@ -3,14 +3,13 @@
 1. Iterate: grow the basis, restart from the best Ritz vectors, until the residual estimates of all wanted pairs are small.
 2. Search: keep the wanted pairs, start again from random directions orthogonal to them. A Ritz value above the wanted
    ones proves that an eigenvalue (often a copy of a repeated one) was missed: back to 1 with it. Otherwise the random start
-   bounds, up to a small failure probability, every eigenvalue that is not in the list.
+   bounds, up to a small failure probability, every eigenvalue that is not in the list (`unseen.py`).
 3. Finish: true residuals from the products of the basis vectors, which are kept, and error bounds.
 
 Steps 1 and 2 are one `lax.while_loop`. Under jit it runs whole; otherwise the host drives it a few steps at a time, for
 progress and for interruption.
 
-References: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000; Kuczyński and Woźniakowski, ibid. 13(4), 1992, Theorem 4.2
-(probability that Lanczos from a random start underestimates the largest eigenvalue).
+Reference: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000.
 """
 
 import dataclasses
@@ -29,6 +28,7 @@ from fisher_jax import _checks, krylov, linalg
 from fisher_jax.krylov import Basis, Change
 from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
+from fisher_jax.solvers import unseen
 from fisher_jax.solvers.base import (
     Progress,
     Reporter,
@@ -47,12 +47,13 @@ Array = jax.Array
 
 ITERATE, SEARCH, DONE, STOPPED = range(4)
 
-# Probability with which `complete_above` may be wrong.
-FAILURE = 1e-3
-# The first look at a search comes when it bounds the rest to within this fraction of the largest value it has met.
+# Residual estimates within this factor of the tolerance are looked at after every step.
+NEAR = 30
+# A search is good enough when its bound exceeds the largest value it has met by no more than this fraction.
 SEARCH_MARGIN = 0.5
-# Searches go on until their bound is below the largest eigenvalue (or `above`), but for no more than one product for
-# this many of the iteration.
+# Block steps of a search before the first look, and those that the basis always has room for.
+FIRST_LOOK, SEARCH_ROOM = 4, 11
+# Without `above`, searches take no more than one product for this many of the iteration.
 SEARCH_SHARE = 4
 
 
@@ -96,12 +97,12 @@ class Lanczos:
         m = self.steps if self.steps is not None else 2 * k + 20 + 2 * b
         if m < least:
             raise _checks.fail("Lanczos", f"steps={m} is too small for k={k}, block={b}", f"give steps >= {least}")
-        m = max(m, k + b * (_first_look(side.size) + 1))
+        m = max(m, k + b * SEARCH_ROOM)
         if m + b >= side.size:
             # The basis would span the whole space: diagonalizing it is the same work, without rounding in a basis.
             return Dense().solve(operator, k, key=key, above=above)
         lifted = side is not operator
-        plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.psd, side.size)
+        plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
         block, noise, scale, spent = _start_block(side, operator, b, v0, k_start)
         side = ScaledOperator(side, scale)
@@ -159,7 +160,7 @@ class Lanczos:
                 operator.dtype,
                 size=operator.size,
                 iterated=side.size,
-                failure_probability=FAILURE,
+                failure_probability=unseen.FAILURE,
                 **_counts(state, b),
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
@@ -176,7 +177,6 @@ class _Plan(NamedTuple):
     restarts: int
     threshold: bool  # is `above` given?
     lifted: bool  # iterating on the dual, so that residuals grow by √(λ_max/λ) when lifted
-    psd: bool
     n: int
 
 
@@ -195,8 +195,9 @@ class _State(NamedTuple):
     lowest: Array  # smallest wanted value when the search began
     iterated: Array  # block steps before the first search
     searches: Array  # searches ended
-    degrees: Array  # sum of 2 q − 1 over them, q their steps
     seen: Array  # largest value met by the searches
+    numbers: Array  # candidates for an eigenvalue not in the list
+    odds: Array  # log probability that the searches ended so far have missed one
     searched: Array  # block steps of the running search
     converged: Array  # () wanted pairs with a small residual estimate
     worst: Array  # () largest residual estimate among wanted pairs, over ‖M‖
@@ -221,18 +222,34 @@ def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple
         _checks.finite("eigsh", "v0", v0, "give a start vector without NaN")
         given = v0 if side is operator else side.from_dual(v0[:, None])[:, 0]
         start = start.at[0].set(given)
-    start = start / jnp.maximum(jnp.linalg.norm(start, axis=1, keepdims=True), jnp.finfo(start.dtype).tiny)
-    image = apply(side, start.T).T
-    alpha = 0.7390851332151607
-    again = apply(side, (alpha * start).T).T / alpha
+    start, other = _unit_rows(start)
+    image, again = apply(side, start.T).T, apply(side, other.T).T
+    block, noise, scale, size = _compare(start, image, again)
+    if not _checks.traced(size) and not np.isfinite(float(size)):
+        raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
+    return block, noise, scale, 2 * b
+
+
+_ALPHA = 0.7390851332151607
+
+
+@linalg.precise_jit
+def _unit_rows(rows: Array) -> tuple[Array, Array]:
+    """Rows of length one, and the same times a number that is no power of two."""
+    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+    return rows, _ALPHA * rows
+
+
+@linalg.precise_jit
+def _compare(start: Array, image: Array, again: Array) -> tuple[Array, Array, Array, Array]:
+    """(start block of the iteration, relative rounding error of a product, scale, norm of the images)."""
+    again = again / _ALPHA
     scale = linalg.power_of_two(image)
     image, again = image * scale, again * scale
     size = jnp.linalg.norm(image)
-    if not _checks.traced(size) and not np.isfinite(float(size)):
-        raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
     defect = jnp.linalg.norm(image - again) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
     noise = 4 * jnp.maximum(defect, linalg.eps(size.dtype))
-    return jnp.where(size > 0, image, start), noise, scale, 2 * b
+    return jnp.where(size > 0, image, start), noise, scale, size
 
 
 @partial(linalg.precise_jit, static_argnums=0)
@@ -240,7 +257,9 @@ def _begin(plan: _Plan, block: Array, key: Array) -> _State:
     zero, none = jnp.zeros((), jnp.int32), jnp.asarray(jnp.nan, block.dtype)
     low = jnp.asarray(-jnp.inf, block.dtype)
     basis = krylov.start(block, plan.m, key)
-    return _State(basis, zero, zero, zero, zero, low, zero, zero, zero, low, zero, zero, none, none)
+    numbers = jnp.full(unseen.CANDIDATES + 1, jnp.inf, block.dtype)
+    odds = jnp.zeros_like(numbers)
+    return _State(basis, zero, zero, zero, zero, low, zero, zero, low, numbers, odds, zero, zero, none, none)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -265,13 +284,15 @@ def _step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
 
 def _one_step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
     every = max(1, (plan.m - plan.k) // (16 * plan.b))
-    first = _first_look(plan.n)
+    often = max(1, (plan.m - plan.k) // (32 * plan.b))
 
     basis = krylov.expand(lambda V: apply(side, V), state.basis)
     state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
     full = basis.size + plan.b > plan.m
-    look = full | (state.steps % every == 0)
-    over = full | ((state.searched >= first) & ((state.searched - first) % every == 0))
+    # Near the end a look costs less than a step too many; `worst` is NaN before the first.
+    near = state.worst <= NEAR * jnp.maximum(limits.tol, limits.noise)
+    look = full | near | (state.steps % every == 0)
+    over = full | ((state.searched >= FIRST_LOOK) & (state.searched % often == 0))
     branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
     # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
     none = jnp.zeros(0, basis.vectors.dtype)
@@ -340,8 +361,8 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_St
             lowest=lowest,
             iterated=state.steps,
             searches=jnp.zeros_like(lock),
-            degrees=jnp.zeros_like(lock),
             seen=jnp.full_like(lowest, -jnp.inf),
+            odds=jnp.zeros_like(state.odds),
             searched=jnp.zeros_like(lock),
         ), change
 
@@ -368,16 +389,29 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
     noise = jnp.maximum(limits.tol, limits.noise) * basis.norm
     missed = found > (limits.above if plan.threshold else state.lowest + noise)
     seen = jnp.maximum(state.seen, found)
-    rest = jnp.where(basis.closed > 0, _closed_bound(basis, seen, plan), _bound(state, values, seen, plan))
-    goal = limits.above if plan.threshold else basis.norm
-    spent = SEARCH_SHARE * (state.steps - state.iterated) > state.iterated
-    # A threshold asks for proof: there the limit is that of the iteration's restarts.
-    spent = (full & (state.searches >= plan.restarts)) if plan.threshold else spent
-    enough = (rest + limits.noise * basis.norm < goal) | spent
+    # The locked pairs are eigenpairs but for their residuals.
+    coupling = state.worst * basis.norm * jnp.sqrt(state.lock.astype(seen.dtype))
+    rounding = limits.noise * basis.norm
+    goal = (limits.above if plan.threshold else state.lowest) - 2 * (coupling + rounding)
+    numbers = unseen.candidates(seen, basis.norm, goal)
+    # An ended search has excluded whatever lies above a number that it has excluded.
+    before = jnp.min(jnp.where(state.numbers[None, :] <= numbers[:, None], state.odds[None, :], 0), axis=1)
+    odds = before + unseen.log_odds(basis, state.lock, plan.n, found, numbers, limits.noise)
+    rest = jnp.min(jnp.where(odds <= math.log(unseen.FAILURE), numbers, jnp.inf))
+    unseen_bound, rest = rest, jnp.where(basis.norm > 0, rest + coupling, seen)
+    if plan.threshold:
+        # A threshold asks for proof; there the limit is that of the iteration's restarts. Where the residuals of the locked
+        # pairs stand in the way, no search helps.
+        proven = rest + rounding < limits.above
+        futile = (goal <= seen) & (unseen_bound + rounding < limits.above)
+        enough = proven | futile | (full & (state.searches >= plan.restarts))
+    else:
+        tight = (rest < basis.norm) & (rest - seen <= SEARCH_MARGIN * jnp.abs(seen))
+        spent = SEARCH_SHARE * (state.steps - state.iterated) > state.iterated
+        enough = (rest <= state.lowest) | tight | spent
 
     def back(state: _State) -> tuple[_State, Change]:
-        basis = state.basis._replace(closed=jnp.zeros_like(state.basis.closed))
-        return state._replace(basis=basis, phase=jnp.full_like(state.phase, ITERATE)), krylov.unchanged(basis)
+        return state._replace(phase=jnp.full_like(state.phase, ITERATE)), krylov.unchanged(basis)
 
     def finish(state: _State) -> tuple[_State, Change]:
         return state._replace(phase=jnp.full_like(state.phase, DONE), seen=seen, rest=rest), krylov.unchanged(basis)
@@ -387,51 +421,17 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
         kept = jnp.arange(plan.m, dtype=jnp.int32)
         S = jnp.where((kept[:, None] == kept[None, :]) & (kept[:, None] < state.lock), 1, 0).astype(basis.T.dtype)
         fresh, change = krylov.compress(basis, jnp.diag(basis.T), S, state.lock, inject=True)
-        degrees = state.degrees + 2 * state.searched - 1
         return state._replace(
-            basis=fresh, searches=state.searches + 1, degrees=degrees, seen=seen, searched=jnp.zeros_like(state.searched)
+            basis=fresh,
+            searches=state.searches + 1,
+            seen=seen,
+            numbers=numbers,
+            odds=odds,
+            searched=jnp.zeros_like(state.searched),
         ), change
 
     branch = jnp.where(missed, 1, jnp.where(enough, 2, jnp.where(full, 3, 0)))
     return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), back, finish, again], state)
-
-
-def _bound(state: _State, values: Array, seen: Array, plan: _Plan) -> Array:
-    """Upper bound on the largest eigenvalue orthogonal to the locked pairs, wrong with probability <= FAILURE.
-
-    q Lanczos steps from a random start miss the largest eigenvalue by more than the fraction ε of the spectrum's width
-    with probability <= 1.648 √n exp(−√ε (2q − 1)); the probabilities of independent searches multiply.
-    """
-    searches = (state.searches + 1).astype(values.dtype)
-    degrees = (state.degrees + 2 * state.searched - 1).astype(values.dtype)
-    root = (searches * _log_start(plan.n) - math.log(FAILURE)) / degrees
-    if plan.psd:
-        lowest = jnp.zeros((), values.dtype)
-    else:
-        used = jnp.arange(plan.m, dtype=jnp.int32) < state.basis.size - state.lock
-        lowest = jnp.min(jnp.where(used, values, jnp.inf)) - jnp.linalg.norm(state.basis.C)
-    epsilon = root**2
-    return jnp.where(epsilon < 1, (seen - epsilon * lowest) / jnp.where(epsilon < 1, 1 - epsilon, 1), jnp.inf)
-
-
-def _closed_bound(basis: Basis, seen: Array, plan: _Plan) -> Array:
-    """The same where the Krylov spaces of p random starts have closed, up to remainders β <= BREAKDOWN eps ‖M‖.
-
-    An eigenvector u with eigenvalue λ not seen has |u·start| <= β / (λ − seen) for every start; a random start has
-    |u·start| >= t / √n except with probability 0.8 t.
-    """
-    closed = jnp.maximum(basis.closed, 1).astype(seen.dtype)
-    t = 1.25 * jnp.exp(math.log(FAILURE) / closed)
-    return seen + krylov.BREAKDOWN * linalg.eps(seen.dtype) * basis.norm * math.sqrt(plan.n) / t
-
-
-def _log_start(n: int) -> float:
-    return math.log(1.648 * math.sqrt(n))
-
-
-def _first_look(n: int) -> int:
-    """Steps after which one search bounds the rest to within SEARCH_MARGIN."""
-    return math.ceil(((_log_start(n) - math.log(FAILURE)) / math.sqrt(SEARCH_MARGIN) + 1) / 2)
 
 
 @partial(linalg.precise_jit, static_argnums=2)
@@ -527,9 +527,8 @@ def _drive(
                 state = _step(side, state, limits, plan)
             else:
                 state = _advance(side, state, limits, plan, jnp.asarray(steps, jnp.int32))
-            taken = int(state.steps)
             if progress is not None:
-                worst = float(state.worst)
+                taken, worst = int(state.steps), float(state.worst)
                 phase = "searching for missed eigenvalues" if int(state.phase) == SEARCH else "iterating"
                 progress(Progress(spent + taken * plan.b, int(state.converged), plan.k, worst, phase))
             if time.perf_counter() - began < 0.1:
