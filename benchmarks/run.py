@@ -32,7 +32,7 @@ K, RESIDUAL = 10, 1e-5
 def timed(functions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
     """Median seconds of each function, run in turn so that a change of machine speed hits all alike.
 
-    Each timed run follows an untimed one of the same function: BLAS threads of the one before spin on for a while, and its data
+    Each timed run follows an untimed one of the same function: BLAS threads of the one before spin on, and its data
     fills the caches.
     """
     for function in functions.values():

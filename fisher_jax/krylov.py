@@ -38,6 +38,7 @@ class Basis(NamedTuple):
     size: Array  # ()
     norm: Array  # () estimate of ‖M‖ from below, the scale for breakdown: largest product or Ritz value so far
     fresh: Array  # (m + b,) bool: rows that breakdown has replaced by random directions since the last compression
+    skew: Array  # () largest |q·M v − v·M q| met, zero but for rounding if M is symmetric
     key: Array
 
 
@@ -53,6 +54,7 @@ def start(block: Array, m: int, key: Array) -> Basis:
         jnp.zeros((), jnp.int32),
         zero,
         jnp.zeros(m + b, bool),
+        zero,
         key,
     )
     Q, _, _, key = _orthonormalize(block, empty.vectors, jnp.linalg.norm(block, axis=1), zero, key)
@@ -78,7 +80,10 @@ def expand(apply: Any, basis: Basis) -> Basis:
     C = jax.lax.dynamic_update_slice(jnp.zeros_like(basis.C), R.T, (_ZERO, j))
     V = jax.lax.dynamic_update_slice_in_dim(V, Q, j + b, axis=0)
     fresh = jax.lax.dynamic_update_slice_in_dim(basis.fresh, vanished, j + b, axis=0)
-    return Basis(V, images, T, C, j + b, norm, fresh, key)
+    # The old coupling is Q M Vᵀ, known before from M Vᵀ, now from M Qᵀ.
+    earlier = jnp.arange(m, dtype=jnp.int32)[None] < j
+    skew = jnp.maximum(basis.skew, jnp.max(jnp.where(earlier, jnp.abs(H[:, :m] - basis.C), 0)))
+    return Basis(V, images, T, C, j + b, norm, fresh, skew, key)
 
 
 def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:

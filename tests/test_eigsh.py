@@ -239,6 +239,21 @@ def test_jitted_as_a_whole(dtype):
     assert (np.abs(np.asarray(result.values) - truth[:4]) <= np.asarray(result.bounds)).all()
 
 
+def test_lifted_pairs_far_below_the_largest_converge_to_what_rounding_allows():
+    """y = Aᵀu/√λ has the rounding error of u times √(λ_max/λ): reachable, or said; values keep their bounds."""
+    x, _ = fj.data.load("digits", samples=150)
+    model = fj.models.build("mlp", inputs=64, outputs=10, depth=2, width=100, key=jax.random.key(0))
+    F = fj.fisher(model, x, fj.Categorical())
+    truth = np.linalg.eigvalsh(np.asarray(F.dual.dense(), np.float64))[::-1]
+    top = fj.eigsh(F, 150, method=fj.Lanczos(), key=KEY)
+    assert bool(top.converged.all()) and truth[149] < 0.02 * truth[0]
+    assert float(top.tol) > 1e-6 and "below the rounding error of the residuals" in repr(top)
+    assert (np.abs(np.asarray(top.values) - truth[:150]) <= np.asarray(top.bounds)).all()
+    V = np.asarray(top.vectors, np.float64)
+    R = np.asarray(F.dense(), np.float64) @ V - V * np.asarray(top.values, np.float64)
+    assert (np.linalg.norm(R, axis=0) <= float(top.tol) * truth[0] * 2).all()
+
+
 def test_progress_and_interruption_keep_what_converged(x64):
     import _thread
 

@@ -367,3 +367,12 @@ def test_slips_are_answered_in_words():
         fj.summarize(G, fj.eigsh(G, 1, key=KEY))
     values = jax.jit(lambda F: fj.eigsh(F, 2, key=KEY).values)(F)
     np.testing.assert_allclose(values, fj.eigsh(F, 2, key=KEY).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [fj.Lanczos(), fj.Lanczos(block=2), fj.Dense()])
+@pytest.mark.parametrize("amount", [1.0, 0.02])
+def test_a_product_that_is_not_symmetric_is_refused(method, amount):
+    random = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+    M = jnp.asarray(random + random.T + amount * random)
+    with pytest.raises(fj.ArgumentError, match="is not symmetric: u·M v and v·M u differ"):
+        fj.eigsh(fj.FunctionOperator(lambda V: M @ V, 300), 3, method=method, key=KEY)

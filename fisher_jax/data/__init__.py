@@ -83,7 +83,9 @@ def _read(source: str) -> tuple[np.ndarray, np.ndarray | None]:
     except _checks.ArgumentError:
         raise
     except Exception as error:
-        raise _checks.fail("data", f"{source} cannot be read ({str(error).splitlines()[0]})", "check the file") from error
+        # NumPy takes what it does not recognize for a pickle, which is never loaded.
+        reason = "not a NumPy file, or one with Python objects" if "pickle" in str(error) else str(error).splitlines()[0]
+        raise _checks.fail("data", f"{source} cannot be read ({reason})", "check the file") from error
     raise _checks.fail("data", f"{source} has no known format", "give .npy, .npz, an idx file or a CIFAR-10 .bin file")
 
 

@@ -29,6 +29,16 @@ class Progress(NamedTuple):
 Reporter = Callable[[Progress], None]
 
 
+def check_symmetry(operator: LinearOperator, skew: float, most: float) -> None:
+    """Refuse an operator whose products show it not to be symmetric; `skew` and `most` are relative to ‖M‖."""
+    if skew > most:
+        raise _checks.fail(
+            "eigsh",
+            f"{operator!r} is not symmetric: u·M v and v·M u differ by {skew:.1e} ‖M‖",
+            "give a product with a symmetric matrix, such as (M + Mᵀ)/2",
+        )
+
+
 def apply_rows(operator: Any, rows: Array, block: int, compiled: Any = apply) -> Array:
     """`M` on the rows of `(k, n)`, `block` at a time through the compiled product."""
     k = rows.shape[0]

@@ -5,11 +5,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisher_jax import _checks, linalg
 from fisher_jax.operators import LinearOperator
 from fisher_jax.results import EigenResult, provenance
-from fisher_jax.solvers.base import Reporter, apply_rows, certify, complete, keep_above, lift, measured, smaller_side
+from fisher_jax.solvers.base import (
+    Reporter,
+    apply_rows,
+    certify,
+    check_symmetry,
+    complete,
+    keep_above,
+    lift,
+    measured,
+    smaller_side,
+)
 
 Array = jax.Array
 
@@ -36,6 +47,14 @@ class Dense:
             raise _checks.fail("Dense", f"size {side.size} exceeds {MAX_SIZE}", "use method=fj.Lanczos()")
         matrix = side.dense()
         scale = linalg.power_of_two(matrix)
+        if not _checks.traced(matrix):
+            largest = float(jnp.max(jnp.abs(matrix * scale)))
+            if not np.isfinite(largest):
+                raise _checks.fail(
+                    "eigsh", f"{operator!r} returned NaN or infinity", "check the weights, the data and the scale"
+                )
+            skew = float(jnp.max(jnp.abs(matrix - matrix.T) * scale))
+            check_symmetry(operator, skew / max(largest, 1e-30), 1e4 * linalg.eps(matrix.dtype))
         values, rows, rest, norm = _top_rows(matrix * scale, min(k, side.size))
         spent = k
         if side is not operator:

@@ -15,6 +15,7 @@ Reference: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000.
 import dataclasses
 import math
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -34,6 +35,7 @@ from fisher_jax.solvers.base import (
     Reporter,
     apply_rows,
     certify,
+    check_symmetry,
     complete,
     from_dual,
     keep_above,
@@ -105,7 +107,7 @@ class Lanczos:
         plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
         block, noise, scale, spent = _start_block(side, operator, b, v0, k_start)
-        side = ScaledOperator(side, scale)
+        side, reachable = ScaledOperator(side, scale), noise
         threshold = scale * jnp.asarray(0.0 if above is None else above, side.dtype)
         limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, threshold)
         state = _begin(plan, block, k_run)
@@ -114,7 +116,10 @@ class Lanczos:
             interrupted = False
         else:
             state, interrupted = _drive(side, state, limits, plan, progress, spent)
-        rows, images, count, norm = _extract(state, limits, plan)
+            check_symmetry(operator, float(state.basis.skew / state.basis.norm), float(_most_skew(limits)))
+        # Less than the whole basis where the run ended early: diagonalizing T is the longest wait at large m.
+        used = m if _checks.traced(state) else min(m, -(-max(int(state.basis.size), k) // 64) * 64)
+        rows, images, count, norm = _extract(state, limits, plan, used)
         if above is not None and not _checks.traced(count):
             rows, images = (a[: max(1, int(count))] for a in (rows, images))
         values, within = measured(rows, images)
@@ -128,6 +133,9 @@ class Lanczos:
         if lifted and rows.shape[0]:
             rows, values, residuals, within, extra = _lift(operator, scale, rows, images, values, norm, noise, k_lift)
             spent += extra
+            # Lifting divides by √λ, and the rounding error of the residuals with it.
+            smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
+            reachable = noise * jnp.sqrt(norm / smallest)
         missing = 0 if above is not None else k - rows.shape[0]
         if missing:
             found = rows if rows.shape[0] else jnp.zeros((0, operator.size), rows.dtype)
@@ -137,8 +145,10 @@ class Lanczos:
             )
             wanted = jnp.pad(wanted, (0, missing))
         notes = []
-        if not _checks.traced(noise) and self.tol < float(noise):
-            notes.append(f"tol={self.tol:g} is below the rounding error of the products, {float(noise):.1e}, used instead")
+        if not _checks.traced(reachable) and self.tol < float(reachable):
+            notes.append(
+                f"tol={self.tol:g} is below the rounding error of the residuals, {float(reachable):.1e}, used instead"
+            )
         if interrupted:
             notes.append("interrupted: only what had converged is given")
         result = certify(
@@ -148,7 +158,7 @@ class Lanczos:
             residuals,
             norm,
             noise,
-            self.tol,
+            jnp.maximum(jnp.asarray(self.tol, side.dtype), reachable),
             state.rest,
             spent + state.steps * b,
             unit=1 / scale,
@@ -327,6 +337,11 @@ def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan
     return wanted, converged, jnp.any(used & ~wanted)
 
 
+def _most_skew(limits: _Limits) -> Array:
+    """How much |u·M v − v·M u| / ‖M‖ rounding, and the residuals that a search leaves out, can explain."""
+    return jnp.maximum(100 * limits.noise, 10 * limits.tol)
+
+
 def _norm(basis: Basis, values: Array) -> Array:
     """The largest |eigenvalue| seen so far."""
     used = jnp.arange(values.size, dtype=jnp.int32) < basis.size
@@ -376,8 +391,8 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_St
     def stop(state: _State) -> tuple[_State, Change]:
         return state._replace(phase=jnp.full_like(state.phase, STOPPED)), krylov.unchanged(state.basis)
 
-    exhausted = full & (state.restarts >= plan.restarts)
-    branch = jnp.where(crowded, 3, jnp.where(done, 1, jnp.where(exhausted, 3, jnp.where(full, 2, 0))))
+    exhausted, skew = full & (state.restarts >= plan.restarts), basis.skew > _most_skew(limits) * basis.norm
+    branch = jnp.where(crowded | skew, 3, jnp.where(done, 1, jnp.where(exhausted, 3, jnp.where(full, 2, 0))))
     return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), search, restart, stop], state)
 
 
@@ -434,21 +449,25 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
     return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), back, finish, again], state)
 
 
-@partial(linalg.precise_jit, static_argnums=2)
-def _extract(state: _State, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array, Array]:
-    """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted, norm of M)."""
-    values, S, residuals = krylov.ritz(state.basis)
+@partial(linalg.precise_jit, static_argnums=(2, 3))
+def _extract(state: _State, limits: _Limits, plan: _Plan, used: int) -> tuple[Array, Array, Array, Array]:
+    """(Ritz vectors `(k, n)` in rows, their products with M, how many of them are wanted, norm of M).
+
+    `used`: at least as many as the rows of the basis in use.
+    """
+    basis, plan = state.basis, plan._replace(m=used)
+    values, S, residuals = krylov.ritz(basis._replace(T=basis.T[:used, :used], C=basis.C[:, :used]))
     locked = (state.phase == SEARCH) | (state.phase == DONE)
     count = jnp.full((), plan.k, jnp.int32)
     if plan.threshold:
-        wanted, _, _ = _wanted(values, residuals, state.basis, limits, plan)
+        wanted, _, _ = _wanted(values, residuals, basis, limits, plan)
         count = jnp.where(locked, state.lock, jnp.minimum(jnp.sum(wanted, dtype=jnp.int32), plan.k))
     S = S[:, : plan.k].T
     # After a search the wanted pairs are the locked rows; its own directions would only blur them.
-    S = jnp.where(locked, jnp.eye(plan.k, plan.m, dtype=S.dtype), S)
+    S = jnp.where(locked, jnp.eye(plan.k, used, dtype=S.dtype), S)
     # Pairs that an interrupted run has not reached have no vector: a residual that is NaN is never converged.
-    S = jnp.where((jnp.arange(plan.k, dtype=jnp.int32) < state.basis.size)[:, None], S, jnp.nan)
-    return jnp.pad(S, ((0, 0), (0, plan.b))) @ state.basis.vectors, S @ state.basis.images, count, _norm(state.basis, values)
+    S = jnp.where((jnp.arange(plan.k, dtype=jnp.int32) < basis.size)[:, None], S, jnp.nan)
+    return S @ basis.vectors[:used], S @ basis.images[:used], count, _norm(basis, values)
 
 
 def _lift(
@@ -509,6 +528,7 @@ class _Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        print("\ninterrupted: finishing with what has converged; Ctrl-C again to stop at once", file=sys.stderr)
 
     def __exit__(self, *exception: Any) -> None:
         if self.main:
