@@ -61,7 +61,7 @@ def test_memory_of_lanczos_is_two_bases_and_few_work_vectors(block):
     n, m, k = 200_000, 30, 4
     column = jnp.ones((n, 1), jnp.float32)
     operator = fj.FunctionOperator(jax.tree_util.Partial(lambda d, V: d @ (d.T @ V), column), n, psd=True)
-    plan = lanczos._Plan(k, m, block, 10, False, False, True, n)
+    plan = lanczos._Plan(k, m, block, 10, False, False, n)
     limits = lanczos._Limits(*(jnp.asarray(v, jnp.float32) for v in (1e-6, 1e-7, 0.0)))
     state = jax.eval_shape(lambda: lanczos._begin(plan, jnp.ones((block, n)), jax.random.key(0)))
     compiled = lanczos._advance.lower(operator, state, limits, plan, jnp.asarray(5, jnp.int32)).compile()

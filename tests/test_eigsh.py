@@ -351,7 +351,7 @@ def test_bad_operators():
 
 def expanded(operator, steps, m, block, seed=0):
     start = jax.random.normal(jax.random.key(seed), (block, operator.size), operator.dtype)
-    basis = krylov.start(start, m, jax.random.key(seed + 1))
+    basis = jax.jit(krylov.start, static_argnums=1)(start, m, jax.random.key(seed + 1))
     step = jax.jit(lambda basis: krylov.expand(operator.matmat, basis))
     for _ in range(steps):
         basis = step(basis)
@@ -379,12 +379,13 @@ def test_factorization_identities(name, block, dtype):
         np.testing.assert_allclose(np.asarray(basis.images[:j]), V @ M, atol=100 * unit * scale)
 
     check_identity(basis)
-    values, S, _ = krylov.ritz(basis)
-    basis = krylov.move(*krylov.compress(basis, values, S, jnp.asarray(4)))
+    values, S, _ = jax.jit(krylov.ritz)(basis)
+    move = jax.jit(krylov.move)
+    basis = move(*krylov.compress(basis, values, S, jnp.asarray(4)))
     check_identity(basis)
-    basis = krylov.expand(operator.matmat, basis)
+    basis = jax.jit(lambda basis: krylov.expand(operator.matmat, basis))(basis)
     check_identity(basis)
-    unmoved = krylov.move(basis, krylov.unchanged(basis))
+    unmoved = move(basis, krylov.unchanged(basis))
     assert np.array_equal(unmoved.vectors, basis.vectors) and np.array_equal(unmoved.images, basis.images)
 
 
