@@ -23,8 +23,11 @@ from fisher_jax.likelihoods import Poisson as Poisson
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator
+from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import EigenResult as EigenResult
+from fisher_jax.results import Plan as Plan
+from fisher_jax.results import Spectrum as Spectrum
 from fisher_jax.results import Summary as Summary
 from fisher_jax.results import load as load
 from fisher_jax.results import save as save
@@ -33,6 +36,7 @@ from fisher_jax.solvers import Dense as Dense
 from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh
+from fisher_jax.spectrum import spectrum as spectrum
 
 if TYPE_CHECKING:
     from fisher_jax import data as data

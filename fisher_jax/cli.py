@@ -1,4 +1,4 @@
-"""The command line: `fisher-jax spectrum`."""
+"""The command line: `fisher-jax spectrum`, `fisher-jax full`, `fisher-jax plan`."""
 
 import argparse
 import json
@@ -27,6 +27,18 @@ matrix B B^T of the likelihood at them. Gradient descent on its quadratic model 
 """
 
 
+FULL_EXAMPLES = """
+examples:
+  fisher-jax full --samples 300                         every eigenvalue for 300 digits
+  fisher-jax full --samples 300 --by layer              and of every layer's block
+  fisher-jax full --model mlp -o width=1000 -o depth=5 --samples 500 --likelihood gaussian --outputs 1
+
+The dual matrix K = A A^T (N·C x N·C) has the nonzero eigenvalues of F = A^T A. It is built from layer inputs and output
+cotangents, without per-sample gradients where that is cheaper, and diagonalized once. Memory: K and a copy of it, 8 (N·C)^2
+bytes in float32. --out receives full.npz (fisher_jax.load), full.json and full.png; with --by, the parts in full.json.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors on one line."""
 
@@ -45,7 +57,38 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    network = spectrum.add_argument_group("network")
+    _problem_arguments(spectrum)
+    solver = spectrum.add_argument_group("solver")
+    solver.add_argument("-k", type=int, default=20, help="how many eigenvalues (default: 20)")
+    solver.add_argument("--above", type=float, metavar="T", help="every eigenvalue above T, at most k, none missed")
+    solver.add_argument("--method", default="auto", choices=["auto", "lanczos", "dense"], help="route (default: auto)")
+    solver.add_argument("--tol", type=float, default=1e-6, help="residual over the largest eigenvalue (default: 1e-6)")
+    solver.add_argument("--chunk", metavar="N", default="auto", help="samples per pass (default: from free memory)")
+    spectrum.set_defaults(run=run_spectrum)
+    full = commands.add_parser(
+        "full",
+        help="every nonzero eigenvalue, exactly, for N·C up to some 10^4",
+        description="All eigenvalues of the Fisher matrix of a network on data, through the explicit dual matrix; exact "
+        "count of zeros, moments, cumulative plot.",
+        epilog=FULL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _problem_arguments(full)
+    full.add_argument("--by", choices=["layer", "block"], help="also the diagonal block of F of every layer or block")
+    full.set_defaults(run=run_full, chunk="auto")
+    plan = commands.add_parser(
+        "plan",
+        help="what `full` would cost: operations, bytes, seconds, and the kernel of every parameter",
+        description="Operations, memory and expected time of `fisher-jax full` with the same arguments; writes nothing.",
+    )
+    _problem_arguments(plan)
+    plan.set_defaults(run=run_plan, chunk="auto")
+    return top
+
+
+def _problem_arguments(command: argparse.ArgumentParser) -> None:
+    """Network, data and matrix: the same for every command."""
+    network = command.add_argument_group("network")
     network.add_argument("--model", default="resmlp", metavar="NAME", help="mlp or resmlp (default: resmlp)")
     network.add_argument(
         "-o",
@@ -59,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--where", metavar="GLOB", help="only parameters whose path matches, such as 'blocks/0' or '*/bias'"
     )
-    data = spectrum.add_argument_group("data")
+    data = command.add_argument_group("data")
     data.add_argument(
         "--data",
         default="digits",
@@ -69,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--samples", type=int, metavar="N", help="the first N samples (default: all; 1000 if random)")
     data.add_argument("--inputs", type=int, default=64, metavar="D", help="features of random data (default: 64)")
     data.add_argument("--outputs", type=int, metavar="C", help="network outputs (default: number of classes, else 10)")
-    matrix = spectrum.add_argument_group("matrix")
+    matrix = command.add_argument_group("matrix")
     matrix.add_argument(
         "--likelihood",
         default="categorical",
@@ -83,20 +126,10 @@ def parser() -> argparse.ArgumentParser:
         help="labels: expectation over the model (exact, default), drawn from it (mc), or given (empirical)",
     )
     matrix.add_argument("--draws", type=int, default=1, metavar="S", help="labels per sample for --kind mc (default: 1)")
-    solver = spectrum.add_argument_group("solver")
-    solver.add_argument("-k", type=int, default=20, help="how many eigenvalues (default: 20)")
-    solver.add_argument("--above", type=float, metavar="T", help="every eigenvalue above T, at most k, none missed")
-    solver.add_argument("--method", default="auto", choices=["auto", "lanczos", "dense"], help="route (default: auto)")
-    solver.add_argument("--tol", type=float, default=1e-6, help="residual over the largest eigenvalue (default: 1e-6)")
-    solver.add_argument("--chunk", metavar="N", default="auto", help="samples per pass (default: from free memory)")
-    solver.add_argument("--seed", type=int, default=0, help="of weights, random data and solver (default: 0)")
-    solver.add_argument("--x64", action="store_true", help="compute in float64")
-    spectrum.add_argument(
-        "--out", default="fisher_spectrum", metavar="DIR", help="where files go (default: fisher_spectrum)"
-    )
-    spectrum.add_argument("--quiet", action="store_true", help="no progress bar")
-    spectrum.set_defaults(run=run_spectrum)
-    return top
+    command.add_argument("--seed", type=int, default=0, help="of weights, random data and solver (default: 0)")
+    command.add_argument("--x64", action="store_true", help="compute in float64")
+    command.add_argument("--out", default="fisher_spectrum", metavar="DIR", help="where files go (default: fisher_spectrum)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run_spectrum(options: argparse.Namespace) -> int:
-    """`fisher-jax spectrum`."""
+def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]]:
+    """(operator, key of the solver, title, settings) of what the arguments describe."""
     import jax
 
     if options.x64:
@@ -122,8 +155,6 @@ def run_spectrum(options: argparse.Namespace) -> int:
 
     keys = dict(zip(("weights", "data", "labels", "solver"), jax.random.split(jax.random.key(options.seed), 4), strict=True))
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "command", "quiet", "out")}
-    method = {"auto": fj.Auto(options.tol), "lanczos": fj.Lanczos(tol=options.tol), "dense": fj.Dense()}[options.method]
-    _out_directory(options.out)
     x, y = fj.data.load(options.data, samples=options.samples, inputs=options.inputs, key=keys["data"])
     x = x.reshape(len(x), -1)
     if y is not None and options.likelihood == "categorical" and y.dtype.kind == "f" and (y == y.astype(int)).all():
@@ -142,10 +173,20 @@ def run_spectrum(options: argparse.Namespace) -> int:
     )
     size = f"P = {F.size}, N·C = {F.factor.shape[0]}"
     title = f"{options.model} on {os.path.basename(options.data)}: {options.kind} Fisher, {options.likelihood}, {size}"
+    return F, keys["solver"], title, settings
+
+
+def run_spectrum(options: argparse.Namespace) -> int:
+    """`fisher-jax spectrum`."""
+    import fisher_jax as fj
+
+    method = {"auto": fj.Auto(options.tol), "lanczos": fj.Lanczos(tol=options.tol), "dense": fj.Dense()}[options.method]
+    _out_directory(options.out)
+    F, key, title, settings = _problem(options)
     print(title, flush=True)
     with warnings.catch_warnings(record=True) as caught, _Bar(options.quiet) as bar:
         warnings.simplefilter("always")
-        top = fj.eigsh(F, options.k, method=method, above=options.above, key=keys["solver"], progress=bar)
+        top = fj.eigsh(F, options.k, method=method, above=options.above, key=key, progress=bar)
         bar.note("exact trace")
         if not top.values.size:
             raise ArgumentError(f"spectrum: above={options.above:g} exceeds every eigenvalue; give a smaller --above")
@@ -156,26 +197,77 @@ def run_spectrum(options: argparse.Namespace) -> int:
     print(f"\n{top.table()}\n\n{summary}")
     if note := dict(top.info).get("note"):
         print(f"\nnote: {note}")
-    _write(options.out, top, summary, settings, title)
-    print(f"\nwritten: {', '.join(os.path.join(options.out, name) for name in FILES)}")
+    extra = {"values": [float(v) for v in top.values], "bounds": [float(b) for b in top.bounds]}
+    record = json.loads(summary.to_json()) | {"settings": settings} | extra
+    _write(options.out, FILES, top, record, fj.plot.spectrum(top, summary, title))
     return 0
 
 
+def run_plan(options: argparse.Namespace) -> int:
+    """`fisher-jax plan`."""
+    import fisher_jax as fj
+
+    F, _, title, _ = _problem(options)
+    print(f"{title}\n{fj.plan(F)}")
+    return 0
+
+
+def run_full(options: argparse.Namespace) -> int:
+    """`fisher-jax full`."""
+    import fisher_jax as fj
+
+    _out_directory(options.out)
+    F, _, title, settings = _problem(options)
+    print(title, flush=True)
+    with _Bar(options.quiet, "tiles of K") as bar:
+        found = fj.spectrum(F, by=options.by, progress=bar.tiles)
+    parts = found if options.by else {"all": found}
+    whole = parts["all"]
+    print(f"\n{whole}")
+    if options.by:
+        print(f"\n{_parts_table(parts)}")
+    record = {name: _spectrum_record(part) for name, part in parts.items()}
+    record = record.pop("all") | ({"parts": record} if options.by else {}) | {"settings": settings}
+    _write(options.out, FULL_FILES, whole, record, fj.plot.full(parts, title))
+    return 0
+
+
+def _parts_table(parts: dict[str, Any]) -> str:
+    """One line for each layer or block."""
+    width = max(len(name) for name in parts)
+    lines = [f"{'':<{width}}  {'P':>9}  {'resolved':>8}  {'λ_max':>11}  {'trace':>11}  {'share of trace':>14}"]
+    for name, part in parts.items():
+        share = 100 * part.trace / parts["all"].trace
+        numbers = f"{part.size:>9}  {part.values.size:>8}  {part.lambda_max:>11.5g}  {part.trace:>11.5g}  {share:>12.1f} %"
+        lines.append(f"{name:<{width}}  {numbers}")
+    return "\n".join(lines)
+
+
+def _spectrum_record(part: Any) -> dict[str, Any]:
+    names = ("lambda_max", "floor", "unresolved", "zeros", "size", "dual_size", "trace", "mean_eigenvalue", "frobenius")
+    moments = ("second_moment", "effective_rank", "participation_ratio", "method")
+    return {name: getattr(part, name) for name in (*names, *moments)} | {
+        "info": dict(part.info),
+        "values": [float(v) for v in part.values],
+    }
+
+
 FILES = ("spectrum.npz", "summary.json", "spectrum.png")
+FULL_FILES = ("full.npz", "full.json", "full.png")
 
 
-def _write(out: str, top: Any, summary: Any, settings: dict[str, Any], title: str) -> None:
+def _write(out: str, files: Sequence[str], result: Any, record: dict[str, Any], figure: Any) -> None:
     """All three files under temporary names first, then renamed: a failure leaves what was there before."""
     import fisher_jax as fj
 
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
-        fj.save(top, os.path.join(temporary, "spectrum.npz"))
-        with open(os.path.join(temporary, "summary.json"), "w") as file:
-            values = {"values": [float(v) for v in top.values], "bounds": [float(b) for b in top.bounds]}
-            file.write(json.dumps(_plain(json.loads(summary.to_json()) | {"settings": settings} | values), indent=2) + "\n")
-        fj.plot.spectrum(top, summary, title).savefig(os.path.join(temporary, "spectrum.png"))
-        for name in FILES:
-            os.replace(os.path.join(temporary, name), os.path.join(out, name))
+        fj.save(result, os.path.join(temporary, files[0]))
+        with open(os.path.join(temporary, files[1]), "w") as file:
+            file.write(json.dumps(_plain(record), indent=2) + "\n")
+        figure.savefig(os.path.join(temporary, files[2]))
+        for file in files:
+            os.replace(os.path.join(temporary, file), os.path.join(out, file))
+    print(f"\nwritten: {', '.join(os.path.join(out, file) for file in files)}")
 
 
 def _plain(value: Any) -> Any:
@@ -251,16 +343,16 @@ def _chunk(text: str) -> int | str:
 
 
 class _Bar:
-    """Progress on standard error: products done, converged pairs, worst residual."""
+    """Progress on standard error: products done, converged pairs, worst residual; or tiles done."""
 
-    def __init__(self, quiet: bool):
+    def __init__(self, quiet: bool, unit: str = "converged"):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} converged"),
+            TextColumn("{task.completed}/{task.total} " + unit),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
@@ -281,6 +373,10 @@ class _Bar:
         self.bar.update(
             self.task, description=progress.phase, total=progress.wanted, completed=progress.converged, facts=facts
         )
+
+    def tiles(self, done: int, total: int) -> None:
+        phase = "building the dual matrix" if done < total else "diagonalizing"
+        self.bar.update(self.task, description=phase, total=total, completed=done)
 
     def note(self, description: str) -> None:
         self.bar.update(self.task, description=description)

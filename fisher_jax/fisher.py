@@ -25,6 +25,7 @@ from fisher_jax.factor import (
     make_chunks,
 )
 from fisher_jax.functional import Network, Selection, check_rules, network, output_structure
+from fisher_jax.gram import gram
 from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import LinearOperator, require_room
 
@@ -98,6 +99,10 @@ class FisherOperator(LinearOperator):
         """Eigenvectors of K `(N·C, k)` -> those of F, not normalized: `Aᵀ U`."""
         return self.factor.rmatmat(U)
 
+    def gram(self) -> Array:
+        """The dual matrix K = A Aᵀ as an array `(N·C, N·C)`, from the layers where they have structure."""
+        return gram(self.factor)[0]
+
     def dense(self) -> Array:
         """F as an array `(P, P)`, from explicit per-sample gradients."""
         require_room("fisher.dense", self.size, self.size, self.dtype)
@@ -144,9 +149,8 @@ class DualOperator(LinearOperator):
         return self.factor.matmat(self.factor.rmatmat(V))
 
     def dense(self) -> Array:
-        require_room("dual.dense", self.size, self.size, self.dtype)
-        A = self.factor.dense()
-        return linalg.gram_rows(A)
+        """K as an array, as `F.gram()`."""
+        return gram(self.factor)[0]
 
     def trace(self) -> Array:
         return _total(self.factor.row_norms())

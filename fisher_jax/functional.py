@@ -139,6 +139,15 @@ class Network:
     def dtype(self) -> Any:
         return self.params[0].dtype
 
+    @property
+    def paths(self) -> list[str]:
+        """Path of each selected parameter, such as "blocks/0/kernel"."""
+        numbered = self.treedef.unflatten(range(len(self.chosen)))
+        paths = [
+            jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(numbered)
+        ]
+        return [path for path, chosen in zip(paths, self.chosen, strict=True) if chosen]
+
     def split(self, v: Array) -> tuple[Array, ...]:
         """`(P,)` -> tuple of arrays like `params`."""
         return ravel_pytree(self.params)[1](v)

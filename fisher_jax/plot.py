@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fisher_jax.results import EigenResult, Summary
+from fisher_jax.results import EigenResult, Spectrum, Summary
 
 INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
 
@@ -91,3 +92,47 @@ def _trace_share(axis: Any, values: np.ndarray, shown: np.ndarray, rank: np.ndar
         f"P = {summary.size}\nexact zeros ≥ {summary.zeros}"
     )
     axis.text(0.05, 0.95, facts, transform=axis.transAxes, va="top", fontsize=9, color=INK)
+
+
+def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Figure:
+    """Every eigenvalue by rank on logarithmic axes, and the cumulative spectrum: what share of the trace lies above λ.
+
+    Args:
+        parts: from `fj.spectrum(F)`, or the dict of `fj.spectrum(F, by="layer")`, which adds one line for each part.
+        title: above the picture.
+
+    Returns:
+        matplotlib Figure.
+    """
+    parts = parts if isinstance(parts, dict) else {"all": parts}
+    whole = parts["all"]
+    figure = Figure(figsize=(10, 4.4), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = [name for name in parts if name != "all"]
+    shades = {name: colormaps["viridis"](0.1 + 0.8 * i / max(1, len(names) - 1)) for i, name in enumerate(names)}
+    for name, part in parts.items():
+        values = np.asarray(part.values, np.float64)
+        if not values.size:
+            continue
+        rank = np.arange(1, values.size + 1)
+        style = {"color": INK, "lw": 2.0} if name == "all" else {"color": shades[name], "lw": 1.0}
+        label = f"{name}: {values.size}" if names else f"{values.size} eigenvalues above rounding"
+        left.plot(rank, values, "-", label=label if name == "all" or len(names) <= 12 else None, **style)
+        share = 100 * np.cumsum(values) / whole.trace
+        right.plot(values, share, "-", **style)
+    left.axhline(whole.floor, color=ACCENT, lw=1, ls="--", label=f"rounding, {whole.floor:.1e}: below, zero or unknown")
+    left.axhline(whole.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
+    left.set(xscale="log", yscale="log", xlabel="rank i", ylabel="eigenvalue λᵢ of the Fisher matrix")
+    right.set(xscale="log", xlabel="λ", ylabel="share of the trace in eigenvalues ≥ λ, %", ylim=(0, 102))
+    right.invert_xaxis()
+    facts = (
+        f"λ_max = {whole.lambda_max:.5g}\ntrace = {whole.trace:.5g}\neffective rank = {whole.effective_rank:.4g}\n"
+        f"P = {whole.size}\nexact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
+    )
+    right.text(0.97, 0.62, facts, transform=right.transAxes, va="center", ha="right", fontsize=9, color=INK)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    for axis in (left, right):
+        axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title or "", fontsize=10)
+    return figure

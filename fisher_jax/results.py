@@ -76,6 +76,112 @@ class EigenResult:
 
 
 @record
+class Spectrum:
+    """All eigenvalues of a Fisher matrix: those above rounding, how many are not, and how many are zero.
+
+    `size = len(values) + unresolved + zeros`.
+    """
+
+    values: Array  # (r,) descending, all above `floor`
+    vectors: Array | None  # (size, k) leading eigenvectors, if asked for
+    floor: float  # absolute error bound of every value; what lies below cannot be told from zero
+    unresolved: int  # eigenvalues between −floor and floor that may or may not be zero
+    zeros: int  # zero for certain: by shapes, weights of samples, the likelihood's null space
+    size: int
+    dual_size: int
+    trace: float  # from the entries of the matrix
+    frobenius: float
+    method: str = static()
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    @property
+    def lambda_max(self) -> float:
+        return float(self.values[0]) if self.values.size else 0.0
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """m = trace / P."""
+        return self.trace / self.size
+
+    @property
+    def second_moment(self) -> float:
+        """s = ‖F‖_F² / P, the mean of λ²."""
+        return self.frobenius**2 / self.size
+
+    @property
+    def effective_rank(self) -> float:
+        """trace / λ_max."""
+        return self.trace / self.lambda_max if self.values.size else float("nan")
+
+    @property
+    def participation_ratio(self) -> float:
+        """(Σλ)² / Σλ²: how many equal eigenvalues would have the same two moments."""
+        return (self.trace / self.frobenius) ** 2 if self.frobenius else float("nan")
+
+    def __repr__(self) -> str:
+        largest = self.lambda_max
+        rows = [
+            ("eigenvalues above rounding", f"{self.values.size}"),
+            ("below rounding, zero or not", f"{self.unresolved}" + (" (float64 may tell)" if self.unresolved else "")),
+            ("exact zeros", f"{self.zeros}"),
+            ("parameters P", f"{self.size}"),
+            ("largest eigenvalue", f"{largest:.7g} ± {self.floor:.1e}"),
+            ("largest stable learning rate 2/λ_max", f"{2 / largest:.6g}" if largest else "any"),
+            ("smallest above rounding", f"{float(self.values[-1]):.3g}" if self.values.size else "none"),
+            ("trace", f"{self.trace:.7g}"),
+            ("mean eigenvalue m = trace/P", f"{self.mean_eigenvalue:.6g}"),
+            ("second moment s = ‖F‖²/P", f"{self.second_moment:.6g}"),
+            ("effective rank, trace/λ_max", f"{self.effective_rank:.5g}"),
+            ("participation ratio, (Σλ)²/Σλ²", f"{self.participation_ratio:.5g}"),
+            ("method", self.method),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+@record
+class Plan:
+    """What `fj.spectrum` will do, and what it will take."""
+
+    route: str = static()
+    size: int = static()
+    dual_size: int = static()
+    kernels: tuple[tuple[str, str, float, str], ...] = static()  # parameters, kernel, operations, why
+    operations: tuple[tuple[str, float], ...] = static()  # floating-point operations by stage
+    matrix_bytes: int = static()
+    feature_bytes: int = static()
+    peak_bytes: int = static()
+    free_bytes: int = static()
+    rate: float = static()  # measured, operations per second of a matrix product
+    seconds: float = static()  # expected
+    fits: bool = static()
+    nearest: int = static()  # samples whose matrix would fit
+
+    def __repr__(self) -> str:
+        n = self.dual_size if self.route == "dual" else self.size
+        lines = [
+            f"{self.route} route: a {n} x {n} matrix for P = {self.size}, N·C = {self.dual_size}",
+            *(f"  {stage:<28}  {count:.2e} operations" for stage, count in self.operations),
+            f"  matrix {_bytes(self.matrix_bytes)}, features {_bytes(self.feature_bytes)}, "
+            f"peak {_bytes(self.peak_bytes)} of {_bytes(self.free_bytes)} free",
+            f"  about {self.seconds:.2g} s at the measured {self.rate:.2g} operations/s",
+            "  fits" if self.fits else f"  DOES NOT FIT: take N <= {self.nearest} samples, or fj.eigsh for the largest",
+        ]
+        if self.route == "dual":
+            width = max((len(k[0]) for k in self.kernels), default=0)
+            lines += [f"  {names:<{width}}  {kind:<5}  {count:.1e}  {why}" for names, kind, count, why in self.kernels]
+        return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+@record
 class Summary:
     """What the top of a Fisher spectrum and its exact trace say about a network."""
 
@@ -154,7 +260,7 @@ def _key_data(key: Any) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-_TYPES = {cls.__name__: cls for cls in (EigenResult, Summary)}
+_TYPES = {cls.__name__: cls for cls in (EigenResult, Spectrum, Summary)}
 
 
 def save(result: Any, path: Any) -> None:

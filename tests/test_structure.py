@@ -11,13 +11,26 @@ ROOT = pathlib.Path(fisher_jax.__file__).parent
 LAYERS = [
     {"_record", "_checks"},
     {"linalg", "operators", "results", "likelihoods", "functional"},
-    {"factor", "krylov"},
-    {"fisher", "solvers"},
-    {"plot", "report"},
+    {"factor", "krylov", "sites"},
+    {"fisher", "gram", "solvers"},
+    {"plan", "plot", "report", "spectrum"},
     {"cli"},
 ]
 # Within a row, the order of the files.
-ORDER = {"linalg": 0, "results": 0, "likelihoods": 0, "functional": 0, "operators": 1, "report": 0, "plot": 1}
+ORDER = {
+    "linalg": 0,
+    "results": 0,
+    "likelihoods": 0,
+    "functional": 0,
+    "operators": 1,
+    "report": 0,
+    "plot": 1,
+    "gram": 0,
+    "fisher": 1,
+    "solvers": 1,
+    "spectrum": 0,
+    "plan": 1,
+}
 # The Flax side: used by the command line only.
 APPLICATION = {"models", "data"}
 

@@ -1,0 +1,355 @@
+"""The dual matrix K = A Aᵀ, explicitly, from the inputs and output cotangents of the layers instead of per-sample gradients.
+
+The gradient of output r of sample n in a dense layer is `Σ_t a[n,t] g[n,r,t]ᵀ`, so that its inner product with another is
+
+    K[nr, ms] = Σ_{t,t'} (a[n,t]·a[m,t'] + 1 with a bias) (g[n,r,t]·g[m,s,t'])
+
+which for T = 1 costs `2 N²C² d_out` operations instead of `2 N²C² d_in d_out`, with no Jacobian in memory. Each parameter
+takes the cheaper of two kernels: this `outer` one, or `rows`: its own per-sample gradients, made from a and g, and one
+matrix product. Parameters met in several places (tied weights) take `rows`, where the contributions are added up first.
+
+K is filled tile by tile, the lower half only, and mirrored.
+
+Reference, for single layers: ViViT (Dangel, Tatzel and Hennig, TMLR 2022).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import linalg, sites
+from fisher_jax.factor import Chunks, Factor
+from fisher_jax.operators import require_room
+from fisher_jax.sites import Map, Site
+
+Array = jax.Array
+
+# Elementwise passes over a tile, in operations of a matrix product that take the same time.
+PASS = 16
+# Rows of K in a tile. On a CPU it should stay in cache: of twice this size, a tile takes ten times as long.
+TILE_ROWS = 1024
+# Bytes that the features of two tiles may take.
+TILE_BYTES = 2**29
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How the contribution of some parameters to K is computed.
+
+    kind "outer": a weight at `site`, and the bias that joined it; "rows": one parameter, all places it is met.
+    """
+
+    kind: str
+    parameters: tuple[int, ...]
+    site: int | None
+    weight: float = 1.0  # squared scale
+    bias: float = 0.0  # squared scale of the bias, zero without one
+    operations: float = 0.0  # for all of K, its lower half
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The kernels of a network for N samples with R rows each, and what the walk found."""
+
+    kernels: tuple[Kernel, ...]
+    found: Map
+
+
+def layout(factor: Factor, group: tuple[int, ...]) -> Layout:
+    """Choose a kernel for every parameter by the operations it takes; parameters of different groups share none."""
+    network = factor.jacobian.network
+    data, R = factor.jacobian.data, factor.rows_per_sample
+    sample = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), data.x)
+    found = sites.find(network, sample)
+    N = data.samples
+    uses: list[list[tuple[str, int | None]]] = [[] for _ in network.params]
+    for number, site in enumerate(found.sites):
+        uses[site.weight.index].append(("weight", number))
+        if site.bias is not None:
+            uses[site.bias.index].append(("bias", number))
+    for index, direct in enumerate(found.direct):
+        if direct:
+            uses[index].append(("direct", None))
+    kernels: list[Kernel] = []
+    for index, use in enumerate(uses):
+        if len(use) != 1 or use[0][0] != "weight":
+            continue
+        number = use[0][1]
+        assert number is not None
+        site = found.sites[number]
+        outer, rows = operations(site, N, R)
+        T = site.shape[1]
+        if outer > rows:
+            reason = f"T={T} positions: {outer / rows:.1f} x the operations of its rows as outer products"
+            kernels.append(Kernel("rows", (index,), None, operations=rows, reason=reason))
+            continue
+        bias = site.bias is not None and len(uses[site.bias.index]) == 1 and group[site.bias.index] == group[index]
+        kernels.append(
+            Kernel(
+                "outer",
+                (index, site.bias.index) if bias else (index,),  # type: ignore[union-attr]
+                number,
+                site.weight.scale**2,
+                site.bias.scale**2 if bias else 0.0,  # type: ignore[union-attr]
+                outer,
+                f"{rows / outer:.1f} x fewer operations than its rows",
+            )
+        )
+    done = {i for kernel in kernels for i in kernel.parameters}
+    for index, use in enumerate(uses):
+        if index in done or not use:
+            continue
+        P = network.params[index].size
+        kinds = sorted({kind for kind, _ in use})
+        if len(use) > 1:
+            reason = f"met in {len(use)} places, whose cross terms count"
+        elif kinds == ["direct"]:
+            reason = "no layer of its own: its gradient is as small as its cotangent, or its use is not recognized"
+        else:
+            reason = "a bias of a layer that takes rows"
+        kernels.append(Kernel("rows", (index,), None, operations=N * N * R * R * P, reason=reason))
+    return Layout(tuple(sorted(kernels, key=lambda k: k.parameters)), found)
+
+
+def operations(site: Site, N: int, R: int) -> tuple[float, float]:
+    """Operations for the lower half of K by the outer kernel and by rows."""
+    B, T, D, M = site.shape
+    inner, rows = (1, 2 * N * R * T * M) if site.lookup else (D, 2 * N * R * T * D * M)
+    if T == 1:
+        outer = N * N * (inner + R * R * (M + PASS / 2))
+    else:
+        outer = N * N * (T * T * inner + R * T * T * M + R * R * T * M)
+    return B * outer, B * (rows + N * N * R * R * D * M)
+
+
+# --- features of a tile of samples ------------------------------------------------------------------------------------
+
+
+@partial(linalg.precise_jit, static_argnums=2)
+def _features(factor: Factor, tile: Chunks, group: tuple[int, ...]) -> list[Any]:
+    """For each kernel: (a `(c, B, T, D)`, g `(c, R, B, T, M)`), or rows `(c·R, P)`; not centred."""
+    plan = layout(factor, group)
+    network, R = factor.jacobian.network, factor.rows_per_sample
+    found = plan.found
+    shifts: dict[Any, Array] = {}
+    for number, site in enumerate(found.sites):
+        shifts["site", number] = jnp.zeros(site.output.shape, site.output.dtype)
+    for index, direct in enumerate(found.direct):
+        if direct:
+            shifts["direct", index] = jnp.zeros_like(network.params[index])
+
+    def one(sample: Chunks) -> Any:
+        single = jax.tree.map(lambda a: a[None], sample)
+
+        def run(shifts: Any) -> Any:
+            outputs, inputs, _ = sites.walk(network, sample.x, shifts)
+            return outputs, inputs
+
+        z, pullback, inputs = jax.vjp(run, shifts, has_aux=True)
+        basis = jnp.eye(R, dtype=factor.dtype)
+        cotangents = jax.vmap(lambda e: pullback(factor.expand(z, e[None], single))[0])(basis)
+        return inputs, cotangents
+
+    inputs, cotangents = jax.tree.map(_full_precision, jax.vmap(one)(tile))
+    features = []
+    for kernel in plan.kernels:
+        if kernel.kind == "outer":
+            site = found.sites[kernel.site]  # type: ignore[index]
+            g = jax.vmap(jax.vmap(site.place))(cotangents["site", kernel.site])
+            features.append((inputs[kernel.site], g))  # type: ignore[index]
+        else:
+            features.append(_rows(network, found, kernel.parameters[0], inputs, cotangents))
+    return features
+
+
+def _full_precision(a: Array) -> Array:
+    return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize < 4 else a
+
+
+def _rows(network: Any, found: Map, index: int, inputs: list[Array], cotangents: dict[Any, Array]) -> Array:
+    """Gradients of one parameter `(c·R, P)`, all places added up."""
+    p = network.params[index]
+    places = [(n, s) for n, s in enumerate(found.sites) if s.weight.index == index]
+    biases = [(n, s) for n, s in enumerate(found.sites) if s.bias is not None and s.bias.index == index]
+    alone = len(places) == 1 and not biases and not found.direct[index]
+    total: Any = None
+
+    def add(total: Any, term: Array) -> Array:
+        return term if total is None else total + term
+
+    for number, site in places:
+        g = jax.vmap(jax.vmap(site.place))(cotangents["site", number])
+        G = _weight_gradient(site, inputs[number], g)
+        if alone:
+            # Layout does not change inner products.
+            return abs(site.weight.scale) * G.reshape(G.shape[0] * G.shape[1], -1)
+
+        def back(G: Array, site: Site = site) -> Array:
+            return site.weight.back(site.unplace_weight(G), p)
+
+        total = add(total, jax.vmap(jax.vmap(back))(G))
+    for number, site in biases:
+        view = jax.eval_shape(site.bias, p).shape  # type: ignore[arg-type]
+        axes = tuple(i for i, n in enumerate(view) if n == 1 and site.output.shape[i] != 1)
+
+        def gather(g: Array, site: Site = site, axes: Any = axes) -> Array:
+            return site.bias.back(jnp.sum(g, axis=axes, keepdims=True), p)  # type: ignore[union-attr]
+
+        total = add(total, jax.vmap(jax.vmap(gather))(cotangents["site", number]))
+    if found.direct[index]:
+        total = add(total, cotangents["direct", index])
+    return total.reshape(total.shape[0] * total.shape[1], -1)
+
+
+def _weight_gradient(site: Site, a: Array, g: Array) -> Array:
+    """`Σ_t a g`: (a `(c, B, T, D)`, g `(c, R, B, T, M)`) -> `(c, R, B, D, M)`."""
+    if not site.lookup:
+        return jnp.einsum("nbti,nrbto->nrbio", a, g)
+    rows = site.shape[2]
+
+    def scatter(tokens: Array, g: Array) -> Array:
+        return jnp.zeros((1, rows, g.shape[-1]), g.dtype).at[0, tokens[0]].add(g[0], mode="drop")
+
+    return jax.vmap(lambda tokens, g: jax.vmap(lambda g: scatter(tokens, g))(g))(a, g)
+
+
+# --- tiles of K -------------------------------------------------------------------------------------------------------
+
+
+@partial(linalg.precise_jit, static_argnums=(0, 3))
+def _tile(plan: "_Static", first: list[Any], second: list[Any], chosen: tuple[bool, ...]) -> Array:
+    """One tile of K from the features of its rows and of its columns, summed over the chosen kernels."""
+    total: Any = None
+    for kernel, site, f, s, use in zip(plan.kernels, plan.sites, first, second, chosen, strict=True):
+        if not use:
+            continue
+        term = f @ s.T if kernel.kind == "rows" else _outer(kernel, site, *f, *s)
+        total = term if total is None else total + term
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a tile needs to know at compile time; equal for equal networks."""
+
+    kernels: tuple[Kernel, ...]
+    sites: tuple[tuple[tuple[int, int, int, int], bool] | None, ...]
+
+
+def _outer(kernel: Kernel, site: Any, a: Array, g: Array, a2: Array, g2: Array) -> Array:
+    (B, T, _, M), lookup = site
+    n, R, m, S = a.shape[0], g.shape[1], a2.shape[0], g2.shape[1]
+    total: Any = None
+    for b in range(B):
+        left, right = a[:, b], a2[:, b]  # (n, T, D) or token numbers (n, T)
+        if lookup:
+            inner = (left[:, :, None, None] == right[None, None]).astype(g.dtype)
+        else:
+            inner = (left.reshape(n * T, -1) @ right.reshape(m * T, -1).T).reshape(n, T, m, T)
+        inner = kernel.weight * inner + kernel.bias
+        u, v = g[:, :, b], g2[:, :, b]  # (n, R, T, M)
+        if T == 1:
+            term = (u.reshape(n * R, M) @ v.reshape(m * S, M).T).reshape(n, R, m, S) * inner[:, 0, :, 0][:, None, :, None]
+        else:
+            # Σ_t' of the inputs' products first: N²·C·T² instead of N²·C²·T² products of cotangents.
+            mixed = jnp.einsum("ntmp,mspo->ntmso", inner, v)
+            term = jnp.einsum("nrto,ntmso->nrms", u, mixed)
+        total = term if total is None else total + term
+    return total.reshape(n * R, m * S)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _place(K: Array, tile: Array, row: Array, column: Array) -> Array:
+    K = jax.lax.dynamic_update_slice(K, tile, (row, column))
+    return jax.lax.dynamic_update_slice(K, tile.T, (column, row))
+
+
+Reporter = Callable[[int, int], None]
+
+
+def gram(
+    factor: Factor,
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    tile: int | None = None,
+    progress: Reporter | None = None,
+) -> list[Array]:
+    """`A Aᵀ` `(N·R, N·R)`, split by groups of parameters; their sum is K.
+
+    Args:
+        groups: lists of parameter numbers, one matrix each; one matrix of all unless given.
+        tile: samples in a tile; chosen from the sizes of their features unless given.
+        progress: called with (tiles done, tiles in all).
+    """
+    count = len(factor.jacobian.network.params)
+    groups = [range(count)] if groups is None else groups
+    group = tuple(next((g for g, members in enumerate(groups) if i in members), -1) for i in range(count))
+    plan = layout(factor, group)
+    data, R, N = factor.jacobian.data, factor.rows_per_sample, factor.jacobian.data.samples
+    require_room("gram", N * R, N * R * len(groups), factor.dtype)
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:N], (data.x, data.scale, data.labels))
+    per_sample = feature_bytes(factor, group)
+    c = tile if tile is not None else tile_samples(factor, per_sample)
+    starts = list(range(0, N, c))
+    static = _Static(
+        plan.kernels,
+        tuple(
+            None if k.site is None else (plan.found.sites[k.site].shape, plan.found.sites[k.site].lookup)
+            for k in plan.kernels
+        ),
+    )
+    chosen = [tuple(group[k.parameters[0]] == g for k in plan.kernels) for g in range(len(groups))]
+
+    def features(start: int) -> list[Any]:
+        x, scale, labels = jax.tree.map(lambda a: a[start : start + c], flat)
+        return _features(factor, Chunks(x, scale, labels, min(c, N - start)), group)
+
+    # Kept if they fit; otherwise those of the columns are made again for every row of tiles.
+    keep = per_sample * N <= linalg.free_memory() // 4
+    kept = [features(start) for start in starts] if keep else None
+    matrices = [jnp.zeros((N * R, N * R), factor.dtype) for _ in groups]
+    done, total = 0, len(starts) * (len(starts) + 1) // 2
+    for i, row in enumerate(starts):
+        mine = kept[i] if kept is not None else features(row)
+        for j, column in enumerate(starts[: i + 1]):
+            other = mine if i == j else kept[j] if kept is not None else features(column)
+            for g, choice in enumerate(chosen):
+                if any(choice):
+                    where = (jnp.asarray(row * R, jnp.int32), jnp.asarray(column * R, jnp.int32))
+                    matrices[g] = _place(matrices[g], _tile(static, mine, other, choice), *where)
+            done += 1
+            if progress is not None:
+                jax.block_until_ready(matrices)
+                progress(done, total)
+    if factor.centre is not None:
+        matrices = [_centred(K, factor.centre) for K in matrices]
+    return matrices
+
+
+@partial(linalg.precise_jit, donate_argnums=0)
+def _centred(K: Array, a: Array) -> Array:
+    """`(I − a aᵀ) K (I − a aᵀ)`."""
+    K = K - jnp.outer(a, a @ K)
+    return K - jnp.outer(K @ a, a)
+
+
+def tile_samples(factor: Factor, per_sample: int) -> int:
+    """Samples in a tile, from the bytes of the features of one."""
+    return max(1, min(factor.jacobian.data.samples, TILE_ROWS // factor.rows_per_sample, TILE_BYTES // (2 * per_sample)))
+
+
+def feature_bytes(factor: Factor, group: tuple[int, ...]) -> int:
+    """Bytes of the features of one sample."""
+    data = factor.jacobian.data
+    x, scale, labels = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[2:]), a.dtype), (data.x, data.scale, data.labels)
+    )
+    shapes = jax.eval_shape(lambda f, t: _features(f, t, group), factor, Chunks(x, scale, labels, 1))
+    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(shapes))

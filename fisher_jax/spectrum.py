@@ -1,0 +1,130 @@
+"""Every nonzero eigenvalue of a Fisher matrix, exactly: the dual matrix from its layers, then one dense diagonalization."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from fisher_jax import _checks, linalg
+from fisher_jax.fisher import FisherOperator
+from fisher_jax.gram import Reporter, gram
+from fisher_jax.results import Spectrum, provenance
+from fisher_jax.solvers.base import complete, lift
+
+Array = jax.Array
+
+# LAPACK's divide and conquer uses 32-bit sizes of workspace, which end at n² = 2³¹.
+MAX_SIZE = 46_000
+
+
+def spectrum(
+    F: FisherOperator, *, by: str | None = None, vectors: int = 0, tile: int | None = None, progress: Reporter | None = None
+) -> Any:
+    """All eigenvalues of a Fisher matrix, without iteration, through the smaller of F and its dual.
+
+        K = A Aᵀ (N·C, N·C) has the nonzero eigenvalues of F = Aᵀ A (P, P)
+
+    K is built from layer inputs and output cotangents (`fisher_jax.gram`), F, where it is the smaller one, from per-sample
+    gradients. Trace and Frobenius norm come from the entries of the matrix, not from its eigenvalues.
+
+    Args:
+        F: from `fj.fisher` or `fj.gradient_covariance`.
+        by: "layer" or "block": also the diagonal block of F of every layer (parameters with the same path but for the last
+            part) or block (the same first part, and its number), from the same pass.
+        vectors: how many leading eigenvectors to give, lifted to parameter space; costs O(n³) more when not zero.
+        tile: samples in a tile of K. progress: called with (tiles done, tiles in all).
+
+    Returns:
+        Spectrum; with `by`, a dict of them by path, the whole under "all".
+
+    Raises:
+        ArgumentError: the matrix does not fit, or is beyond what LAPACK addresses.
+    """
+    if not isinstance(F, FisherOperator):
+        raise _checks.fail("spectrum", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
+    if by not in (None, "layer", "block"):
+        raise _checks.fail("spectrum", f"by={by!r} is not known", 'give "layer", "block" or None')
+    rows, size = F.factor.shape
+    vectors = _checks.integer("spectrum", "vectors", vectors, 0, min(rows, size))
+    n = rows if by else min(rows, size)
+    # The matrix (one for each part, and their sum) and the copy that LAPACK works in; with vectors its workspace.
+    copies = (2 if by is None else len(_groups(F, by)[0]) + 2) + (2 if vectors else 0)
+    itemsize = np.dtype(F.dtype).itemsize
+    largest = min(MAX_SIZE, int((linalg.free_memory() / copies / itemsize) ** 0.5))
+    if n > largest:
+        raise _checks.fail(
+            "spectrum",
+            f"{copies} matrices of {n} x {n} numbers take {copies * n * n * itemsize / 2**30:.1f} GiB of "
+            f"{linalg.free_memory() / 2**30:.1f} GiB free, or more than LAPACK can address",
+            f"take N <= {largest // F.factor.rows_per_sample} samples, or fj.eigsh(F, k, key=key) for the largest",
+        )
+    if by:
+        names, groups = _groups(F, by)
+        matrices = dict(zip(names, gram(F.factor, groups=groups, tile=tile, progress=progress), strict=True))
+        sizes = {
+            name: sum(F.factor.jacobian.network.params[i].size for i in g) for name, g in zip(names, groups, strict=True)
+        }
+        whole = sum(matrices.values())
+        result = {"all": _solve(F, whole, True, vectors, size)}
+        for name in names:
+            result[name] = _solve(F, matrices.pop(name), True, 0, sizes[name])
+        return result
+    dual = rows <= size
+    matrix = gram(F.factor, tile=tile, progress=progress)[0] if dual else F.dense()
+    return _solve(F, matrix, dual, vectors, size)
+
+
+def _groups(F: FisherOperator, by: str) -> tuple[list[str], list[list[int]]]:
+    groups: dict[str, list[int]] = {}
+    for index, path in enumerate(F.factor.jacobian.network.paths):
+        parts = path.split("/")
+        if by == "layer":
+            name = "/".join(parts[:-1]) or path
+        else:
+            name = "/".join(parts[: 2 if len(parts) > 2 and parts[1].isdigit() else 1])
+        groups.setdefault(name, []).append(index)
+    return list(groups), list(groups.values())
+
+
+def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) -> Spectrum:
+    """Diagonalize K or F, in LAPACK: it is given the only copy, and values alone take a third of the time."""
+    host = np.array(matrix)
+    n = host.shape[0]
+    if not np.isfinite(host.ravel()[:: n + 1]).all():
+        raise _checks.fail("spectrum", "the matrix has NaN or infinity", "check the weights, the data and the scale")
+    trace = float(np.trace(host, dtype=np.float64))
+    frobenius = float(np.sqrt(sum(np.dot(row, row) for row in (r.astype(np.float64) for r in host))))
+    lifted = None
+    if vectors:
+        values, U = scipy.linalg.eigh(host, overwrite_a=True, check_finite=False, driver="evd")
+        rows = jnp.asarray(U[:, ::-1][:, :vectors].T)
+        if dual:
+            meaningful = jnp.asarray(values[::-1][:vectors] > _floor(values, n, host.dtype))
+            rows = complete(lift(F, rows), vectors, meaningful, jax.random.key(0))
+        lifted = rows.T
+    else:
+        values = scipy.linalg.eigvalsh(host, overwrite_a=True, check_finite=False, driver="evd")
+    floor = _floor(values, n, host.dtype)
+    values = values[::-1]
+    kept = values[values > floor]
+    rank = min(size, F.factor.rank_bound())
+    return Spectrum(
+        values=jnp.asarray(kept),
+        vectors=lifted,
+        floor=floor,
+        unresolved=rank - kept.size,
+        zeros=size - rank,
+        size=size,
+        dual_size=F.factor.shape[0],
+        trace=trace,
+        frobenius=frobenius,
+        method=("dual, from layers" if dual else "primal, from per-sample gradients") + f"; LAPACK on {n} x {n}",
+        info=provenance(dtype=F.dtype, size=size, formed=n),
+    )
+
+
+def _floor(values: np.ndarray, n: int, dtype: Any) -> float:
+    """Rounding in the entries of the matrix and in LAPACK: several times what float64 shows up to n = 3000."""
+    return 8 * linalg.eps(dtype) * max(1.0, n**0.5 / 4) * float(np.abs(values).max(initial=0.0))

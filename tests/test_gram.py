@@ -1,0 +1,246 @@
+"""The dual matrix from layers, against explicit float64 Jacobians, for every way a parameter may meet data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import fisher_jax as fj
+from fisher_jax.gram import gram, layout
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape) / np.sqrt(max(1, np.prod(shape[:-1])))
+
+
+def dense(p, x):
+    return jnp.tanh(x @ p["w"] + p["b"][None]) @ p["v"]
+
+
+def residual(p, x):
+    h = x @ p["in"]
+    for w, v in zip(p["w"], p["v"], strict=True):
+        h = h + jnp.tanh(h @ w) @ v
+    return h @ p["out"]
+
+
+def convolution(**options):
+    def apply(p, x):
+        h = jax.lax.conv_general_dilated(x, p["w"], dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+        h = jnp.tanh(h + p["b"][None, None, None])
+        return h.reshape(h.shape[0], -1) @ p["v"]
+
+    return apply
+
+
+def channels_first(p, x):
+    h = jnp.tanh(jax.lax.conv_general_dilated(jnp.moveaxis(x, 3, 1), p["w"], (1, 1), "SAME"))
+    return jnp.mean(h, axis=(2, 3)) @ p["v"]
+
+
+def attention(p, x):
+    q, k, v = (jnp.einsum("ntd,dhe->nthe", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("nthe,nshe->nhts", q, k), axis=-1)
+    return jnp.einsum("nthe,hed->ntd", jnp.einsum("nhts,nshe->nthe", weights, v), p["o"]).mean(1)
+
+
+def embedding(p, x):
+    return jnp.tanh(p["table"][x] @ p["w"]).mean(1)
+
+
+def tied(p, x):
+    """The table reads tokens in and scores them out."""
+    h = jnp.tanh(p["table"][x].mean(1) @ p["w"] + p["b"][None])
+    return h @ p["table"].T
+
+
+def tied_layers(p, x):
+    for _ in range(3):
+        x = jnp.tanh(x @ p["w"] + p["b"][None])
+    return x[:, :2]
+
+
+def layer_norm(p, x):
+    h = x @ p["w"]
+    h = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-5)
+    return (h * p["scale"][None] + p["shift"][None]) @ p["v"]
+
+
+def recurrent(p, x):
+    def step(h, row):
+        h = jnp.tanh(h @ p["u"] + row @ p["w"] + p["b"][None])
+        return h, None
+
+    h, _ = jax.lax.scan(step, jnp.zeros((x.shape[0], p["u"].shape[0]), x.dtype), jnp.moveaxis(x, 1, 0))
+    return h @ p["v"]
+
+
+def deep_scan(p, x):
+    def block(h, layer):
+        return h + jnp.tanh(h @ layer["w"] + layer["b"][None]), None
+
+    return jax.lax.scan(block, x, p)[0][:, :2]
+
+
+def squared(p, x):
+    return jnp.tanh(x @ (p["w"] ** 2)) @ p["v"]
+
+
+def branch(p, x):
+    return jax.vmap(lambda row: jax.lax.cond(row[0] > 0, lambda: row @ p["w"], lambda: jnp.tanh(row @ p["w"]) @ p["s"]))(x)
+
+
+def unused(p, x):
+    return x @ p["w"]
+
+
+def experts(p, x):
+    """A batch of matrices, one for each group of inputs."""
+    h = jnp.einsum("ngi,gio->ngo", x.reshape(x.shape[0], 2, -1), p["w"]) + p["b"][None]
+    return jnp.tanh(h).sum(1)
+
+
+def disguised(p, x):
+    """NTK scaling, transposition, reshaping, reversal, a slice and a quotient on the way to the data."""
+    w = jnp.flip((0.5 * p["w"]).T.reshape(4, 5).T, 0)
+    h = jnp.tanh(x @ (-w / 3.0) + 0.1 * p["b"][1:5].reshape(1, 4))
+    return h @ p["v"][:, :2]
+
+
+def both(p, x):
+    """A product of two parameters meets the data."""
+    return x @ (p["w"] @ p["v"])
+
+
+def rule(p, x):
+    """A parameter inside a function with a derivative rule of its own, which is not the derivative of its program."""
+
+    @jax.custom_jvp
+    def rounded(w):
+        return jnp.round(4 * w) / 4
+
+    rounded.defjvp(lambda primals, tangents: (rounded(*primals), tangents[0]))
+    return x @ rounded(p["w"])
+
+
+def checkpointed(p, x):
+    return jax.checkpoint(dense)(p, x)
+
+
+IMAGE, TOKENS, VECTOR, SERIES = (5, 6, 6, 2), None, (6, 5), (5, 4, 3)
+MODELS = {
+    "dense": (dense, {"w": normal(5, 7), "b": normal(7), "v": normal(7, 3)}, VECTOR, {"outer": 2}),
+    "residual": (
+        residual,
+        {"in": normal(5, 4), "w": [normal(4, 6)] * 2, "v": [normal(6, 4)] * 2, "out": normal(4, 2)},
+        VECTOR,
+        {"sites": 6},
+    ),
+    "conv": (
+        convolution(window_strides=(1, 1), padding="SAME"),
+        {"w": normal(3, 3, 2, 4), "b": normal(4), "v": normal(144, 2)},
+        IMAGE,
+        {"sites": 2},
+    ),
+    "conv strided": (
+        convolution(window_strides=(2, 3), padding=((1, 0), (2, 1))),
+        {"w": normal(3, 2, 2, 4), "b": normal(4), "v": normal(36, 2)},
+        IMAGE,
+        {"sites": 2},
+    ),
+    "conv dilated": (
+        convolution(window_strides=(1, 1), padding=((0, 1), (0, 0)), rhs_dilation=(2, 1), lhs_dilation=(1, 2)),
+        {"w": normal(3, 3, 2, 4), "b": normal(4), "v": normal(3 * 9 * 4, 2)},
+        IMAGE,
+        {"sites": 2},
+    ),
+    "conv grouped": (
+        convolution(window_strides=(1, 1), padding="SAME", feature_group_count=2),
+        {"w": normal(3, 3, 1, 6), "b": normal(6), "v": normal(216, 2)},
+        IMAGE,
+        {"sites": 2},
+    ),
+    "channels first": (channels_first, {"w": normal(4, 2, 3, 3), "v": normal(4, 2)}, IMAGE, {"sites": 2}),
+    "attention": (
+        attention,
+        {"q": normal(3, 2, 4), "k": normal(3, 2, 4), "v": normal(3, 2, 4), "o": normal(2, 4, 3)},
+        SERIES,
+        {"sites": 4},
+    ),
+    "embedding": (embedding, {"table": normal(9, 4), "w": normal(4, 3)}, TOKENS, {"sites": 2}),
+    "tied": (tied, {"table": normal(9, 4), "w": normal(4, 4), "b": normal(4)}, TOKENS, {"sites": 3}),
+    "tied layers": (tied_layers, {"w": normal(5, 5), "b": normal(5)}, VECTOR, {"sites": 3}),
+    "layer norm": (
+        layer_norm,
+        {"w": normal(5, 6), "scale": 1 + normal(6), "shift": normal(6), "v": normal(6, 3)},
+        VECTOR,
+        {"outer": 2},
+    ),
+    "recurrent": (recurrent, {"u": normal(4, 4), "w": normal(3, 4), "b": normal(4), "v": normal(4, 2)}, SERIES, {}),
+    "deep scan": (deep_scan, {"w": normal(6, 5, 5), "b": normal(6, 5)}, VECTOR, {}),
+    "squared": (squared, {"w": normal(5, 4), "v": normal(4, 2)}, VECTOR, {"sites": 1}),
+    "branch": (branch, {"w": normal(5, 3), "s": normal(3, 3)}, VECTOR, {}),
+    "unused": (unused, {"w": normal(5, 3), "z": normal(4)}, VECTOR, {"outer": 1}),
+    "experts": (experts, {"w": normal(2, 3, 4), "b": normal(2, 4)}, (5, 6), {"sites": 1}),
+    "disguised": (disguised, {"w": normal(5, 4), "b": normal(6), "v": normal(4, 3)}, VECTOR, {"sites": 2}),
+    "both": (both, {"w": normal(5, 4), "v": normal(4, 3)}, VECTOR, {}),
+    "rule": (rule, {"w": normal(5, 3)}, VECTOR, {}),
+    "checkpointed": (checkpointed, {"w": normal(5, 7), "b": normal(7), "v": normal(7, 3)}, VECTOR, {"outer": 2}),
+}
+
+
+def problem(name, dtype):
+    apply, params, shape, expected = MODELS[name]
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 9, (6, 4)).astype(np.int32) if shape is None else rng.normal(size=shape).astype(dtype)
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+    return apply, params, x, expected
+
+
+def explicit(apply, params, x):
+    """K of a Gaussian likelihood, float64: J Jᵀ / N."""
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, params)
+        rows = [
+            jnp.concatenate([a.reshape(a.shape[0], -1) for a in jax.tree.leaves(jacobian)], axis=1)
+            for jacobian in (
+                jax.jacrev(lambda p, row=row: apply(p, row[None])[0])(params)
+                for row in (jnp.asarray(r if r.dtype.kind == "i" else r.astype(np.float64)) for r in x)
+            )
+        ]
+        J = np.concatenate([np.asarray(r) for r in rows])
+    return J @ J.T / len(x), J
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gram_equals_the_explicit_one(name, dtype):
+    apply, params, x, expected = problem(name, dtype)
+    F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+    truth, _ = explicit(apply, params, x)
+    assert oracle.relative(gram(F.factor, tile=None if dtype == "float32" else 4)[0], truth) <= 100 * oracle.eps(dtype)
+    plan = layout(F.factor, (0,) * len(F.factor.jacobian.network.params))
+    if "outer" in expected:
+        assert sum(k.kind == "outer" for k in plan.kernels) == expected["outer"], plan.kernels
+    if "sites" in expected:
+        assert len(plan.found.sites) == expected["sites"], plan.kernels
+    if dtype == "float64":
+        # Sum over parameters is the whole.
+        groups = [[i] for i in range(len(F.factor.jacobian.network.params))]
+        assert oracle.relative(sum(gram(F.factor, groups=groups)), truth) <= 100 * oracle.eps(dtype)
+
+
+@pytest.mark.parametrize("kind", ["outer", "rows"])
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model[3].get("sites")])
+def test_either_kernel_gives_the_same(name, kind, x64, monkeypatch):
+    monkeypatch.setattr("fisher_jax.gram.operations", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
+    jax.clear_caches()
+    apply, params, x, _ = problem(name, "float64")
+    F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+    plan = layout(F.factor, (0,) * len(F.factor.jacobian.network.params))
+    assert any(k.kind == kind for k in plan.kernels) or "tied" in name
+    assert oracle.relative(gram(F.factor, tile=5)[0], explicit(apply, params, x)[0]) <= 100 * oracle.eps("float64")
+    jax.clear_caches()

@@ -1,0 +1,156 @@
+"""Whole spectra against the dense matrix and against explicit Jacobians."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import LIKELIHOODS, MODELS, data, labels
+
+import fisher_jax as fj
+from fisher_jax import cli
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_eigenvalue(model, likelihood, dtype):
+    net, apply, params = MODELS[model](dtype)
+    for n in (7, 60):  # dual, primal
+        x = data(dtype, n)
+        F = fj.fisher(net, x, LIKELIHOODS[likelihood])
+        outputs, J = oracle.jacobians(apply, params, x)
+        matrix = oracle.exact(likelihood, outputs, J)
+        truth = np.linalg.eigvalsh(matrix)[::-1]
+        found = fj.spectrum(F)
+        rank = found.values.size
+        # The reference rounds too, and small networks at eps times the size of their outputs.
+        slack = 20 * oracle.eps(dtype) * truth[0]
+        assert np.abs(np.asarray(found.values) - truth[:rank]).max() <= found.floor + slack
+        assert rank + found.unresolved + found.zeros == F.size
+        assert np.abs(truth[rank:]).max(initial=0) <= 2 * found.floor + slack
+        assert 0 <= found.unresolved <= F.size - np.linalg.matrix_rank(matrix, hermitian=True, tol=float(found.floor) / 2)
+        assert found.trace == pytest.approx(np.trace(matrix), rel=100 * oracle.eps(dtype))
+        assert found.frobenius == pytest.approx(np.linalg.norm(matrix), rel=100 * oracle.eps(dtype))
+        assert oracle.relative(F.gram(), F.factor.dense() @ F.factor.dense().T) <= 100 * oracle.eps(dtype)
+
+
+@pytest.mark.parametrize("kind", ["mc", "empirical", "centred", "weighted"])
+def test_other_kinds(kind, dtype):
+    net, _, _ = MODELS["nnx"](dtype)
+    x, y = data(dtype), labels("categorical")
+    like = fj.Categorical()
+    F = {
+        "mc": lambda: fj.fisher(net, x, like, kind=fj.MonteCarlo(3, jax.random.key(0))),
+        "empirical": lambda: fj.fisher(net, x, like, kind=fj.Empirical(y)),
+        "centred": lambda: fj.gradient_covariance(net, (x, y), like),
+        "weighted": lambda: fj.fisher(net, x, like, weights=np.arange(7.0), chunk=3),
+    }[kind]()
+    truth = np.linalg.eigvalsh(np.asarray(F.dense(), np.float64))[::-1]
+    found = fj.spectrum(F)
+    assert np.abs(np.asarray(found.values) - truth[: found.values.size]).max() <= 3 * found.floor
+    K = np.asarray(F.gram(), np.float64)
+    A = np.asarray(F.factor.dense(), np.float64)
+    assert oracle.relative(K, A @ A.T) <= 100 * oracle.eps(dtype)
+
+
+def test_parts_are_the_diagonal_blocks_and_add_up(x64):
+    model = fj.models.build("resmlp", inputs=6, outputs=3, depth=3, key=jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(9, 6))
+    model = fj.Function(*_double(model))
+    F = fj.fisher(model, x, fj.Categorical())
+    parts = fj.spectrum(F, by="block")
+    assert len(parts) >= 4
+    assert sum(p.trace for n, p in parts.items() if n != "all") == pytest.approx(parts["all"].trace, rel=1e-12)
+    for name, part in parts.items():
+        where = None if name == "all" else name
+        block = np.asarray(fj.fisher(model, x, fj.Categorical(), where=where).dense())
+        truth = np.linalg.eigvalsh(block)[::-1]
+        assert part.size == len(truth)
+        np.testing.assert_allclose(part.values, truth[: part.values.size], atol=part.floor)
+    assert set(fj.spectrum(F, by="layer")) > {"all"}
+
+
+def _double(model):
+    from flax import nnx
+
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), nnx.to_pure_dict(params))
+    return (lambda p, x: nnx.merge(graphdef, p, rest, copy=True)(x)), params
+
+
+def test_vectors_are_eigenvectors(x64):
+    net, _, _ = MODELS["function"]("float64")
+    for n in (3, 60):
+        F = fj.fisher(net, data("float64", n), fj.Categorical())
+        found = fj.spectrum(F, vectors=4)
+        V = np.asarray(found.vectors)
+        np.testing.assert_allclose(V.T @ V, np.eye(4), atol=1e-10)
+        np.testing.assert_allclose(np.asarray(F @ V), V * np.asarray(found.values)[:4], atol=1e-10)
+
+
+def test_saved_and_loaded(tmp_path):
+    net, _, _ = MODELS["function"]("float32")
+    found = fj.spectrum(fj.fisher(net, data("float32"), fj.Gaussian()), vectors=2)
+    fj.save(found, tmp_path / "full.npz")
+    again = fj.load(tmp_path / "full.npz")
+    np.testing.assert_array_equal(again.values, found.values)
+    assert repr(again) == repr(found) and again.vectors.shape == found.vectors.shape
+    assert fj.plot.full(again).axes
+
+
+def test_refusals(monkeypatch):
+    net, _, _ = MODELS["function"]("float32")
+    F = fj.fisher(net, data("float32"), fj.Gaussian())
+    with pytest.raises(fj.ArgumentError, match="by='rows' is not known"):
+        fj.spectrum(F, by="rows")
+    with pytest.raises(fj.ArgumentError, match="F is a DualOperator"):
+        fj.spectrum(F.dual)
+    with pytest.raises(fj.ArgumentError, match="vectors=22 exceeds 21"):
+        fj.spectrum(F, vectors=22)
+    monkeypatch.setattr("fisher_jax.linalg.free_memory", lambda: 1000)
+    with pytest.raises(fj.ArgumentError, match=r"spectrum: 2 matrices of 21 x 21 numbers take .* take N <= 3 samples"):
+        fj.spectrum(F)
+
+
+def test_command_line(capsys, tmp_path):
+    arguments = [
+        "full",
+        "--samples",
+        "30",
+        "--model",
+        "mlp",
+        "-o",
+        "width=20",
+        "--by",
+        "layer",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "eigenvalues above rounding" in text and "share of trace" in text
+    assert {p.name for p in tmp_path.iterdir()} == set(cli.FULL_FILES)
+    record = json.loads((tmp_path / "full.json").read_text())
+    found = fj.load(tmp_path / "full.npz")
+    np.testing.assert_allclose(record["values"], found.values, rtol=1e-6)
+    assert sum(part["trace"] for part in record["parts"].values()) == pytest.approx(record["trace"], rel=1e-5)
+    assert cli.main(["full", "--model", "nonsense", "--out", str(tmp_path)]) == 2
+
+
+def test_plan_says_what_happens(capsys):
+    model = fj.models.build("mlp", inputs=64, outputs=10, width=32, key=jax.random.key(0))
+    x, _ = fj.data.load("digits", samples=40)
+    F = fj.fisher(model, x, fj.Categorical())
+    plan = fj.plan(F)
+    assert plan.route == "dual" and plan.fits and plan.matrix_bytes == 4 * 400**2
+    assert {kind for _, kind, _, _ in plan.kernels} == {"outer"}
+    # One dense layer without positions: N²C² d_out operations for the lower half, and a few passes.
+    outputs = [32, 32, 10]
+    assert dict(plan.operations)["matrix"] == pytest.approx(400**2 * sum(outputs), rel=0.5)
+    assert "fits" in repr(plan) and "fewer operations" in repr(plan)
+    few = fj.fisher(fj.models.build("mlp", inputs=2, outputs=1, depth=1, key=jax.random.key(0)), x[:, :2], fj.Gaussian())
+    assert fj.plan(few).route == "primal"
+    assert cli.main(["plan", "--samples", "20"]) == 0 and "dual route" in capsys.readouterr().out
