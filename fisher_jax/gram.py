@@ -111,7 +111,8 @@ def layout(factor: Factor, group: tuple[int, ...]) -> Layout:
         if len(use) > 1:
             reason = f"met in {len(use)} places, whose cross terms count"
         elif kinds == ["direct"]:
-            reason = "no layer of its own: its gradient is as small as its cotangent, or its use is not recognized"
+            vector = max(network.params[index].shape, default=1) == P
+            reason = "a vector: its gradient is a cotangent" if vector else "use not recognized: gradient by backpropagation"
         else:
             reason = "a bias of a layer that takes rows"
         kernels.append(Kernel("rows", (index,), None, operations=N * N * R * R * P, reason=reason))

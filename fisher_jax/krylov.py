@@ -39,6 +39,7 @@ class Basis(NamedTuple):
     norm: Array  # () estimate of ‖M‖ from below, the scale for breakdown: largest product or Ritz value so far
     fresh: Array  # (m + b,) bool: rows that breakdown has replaced by random directions since the last compression
     skew: Array  # () largest |q·M v − v·M q| met, zero but for rounding if M is symmetric
+    loose: Array  # () bool: an injection has left couplings out, the skew is no longer measured
     key: Array
 
 
@@ -55,6 +56,7 @@ def start(block: Array, m: int, key: Array) -> Basis:
         zero,
         jnp.zeros(m + b, bool),
         zero,
+        jnp.zeros((), bool),
         key,
     )
     Q, _, _, key = _orthonormalize(block, empty.vectors, jnp.linalg.norm(block, axis=1), zero, key)
@@ -81,9 +83,9 @@ def expand(apply: Any, basis: Basis) -> Basis:
     V = jax.lax.dynamic_update_slice_in_dim(V, Q, j + b, axis=0)
     fresh = jax.lax.dynamic_update_slice_in_dim(basis.fresh, vanished, j + b, axis=0)
     # The old coupling is Q M Vᵀ, known before from M Vᵀ, now from M Qᵀ.
-    earlier = jnp.arange(m, dtype=jnp.int32)[None] < j
+    earlier = (jnp.arange(m, dtype=jnp.int32)[None] < j) & ~basis.loose
     skew = jnp.maximum(basis.skew, jnp.max(jnp.where(earlier, jnp.abs(H[:, :m] - basis.C), 0)))
-    return Basis(V, images, T, C, j + b, norm, fresh, skew, key)
+    return Basis(V, images, T, C, j + b, norm, fresh, skew, basis.loose, key)
 
 
 def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) -> tuple[Array, Array, Array, Array]:
@@ -181,6 +183,7 @@ def compress(basis: Basis, values: Array, S: Array, keep: Array, inject: bool = 
         C=jnp.zeros_like(basis.C) if inject else basis.C @ S,
         size=keep,
         fresh=jnp.zeros_like(basis.fresh),
+        loose=basis.loose | inject,
     )
     return small, Change(jnp.ones((), bool), S, basis.size, keep, jnp.asarray(inject))
 

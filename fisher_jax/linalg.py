@@ -49,8 +49,9 @@ def power_of_two(rows: Array) -> Array:
     largest = jnp.max(jnp.abs(rows))
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     norm = jnp.max(jnp.linalg.norm(rows / safe, axis=1))
-    # |exponent| <= 120: the inverse is a number too.
-    exponent = jnp.clip(jnp.frexp(safe)[1] + jnp.frexp(jnp.where(norm > 0, norm, 1))[1], -120, 120)
+    # Not so large that the inverse is no number.
+    most = jnp.finfo(rows.dtype).maxexp - 8
+    exponent = jnp.clip(jnp.frexp(safe)[1] + jnp.frexp(jnp.where(norm > 0, norm, 1))[1], -most, most)
     return jnp.ldexp(jnp.ones((), rows.dtype), -exponent)
 
 

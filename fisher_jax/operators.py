@@ -96,6 +96,11 @@ def require_room(where: str, rows: int, columns: int, dtype: Any) -> None:
         )
 
 
+def _check_dtype(where: str, dtype: Any) -> None:
+    if dtype not in (jnp.float32, jnp.float64):
+        raise _checks.fail(where, f"dtype {jnp.dtype(dtype).name} is not supported", "give float32 or float64")
+
+
 @record
 class MatrixOperator(LinearOperator):
     """An explicit symmetric matrix `(n, n)` as an operator.
@@ -110,6 +115,7 @@ class MatrixOperator(LinearOperator):
         matrix = jnp.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise _checks.fail("MatrixOperator", f"matrix has shape {matrix.shape}", "give a square matrix")
+        _check_dtype("MatrixOperator", matrix.dtype)
         if not _checks.traced(matrix) and matrix.size:
             scale = float(jnp.max(jnp.abs(matrix)))
             skew = float(jnp.max(jnp.abs(matrix - matrix.T)))
@@ -175,6 +181,7 @@ class FunctionOperator(LinearOperator):
     def __init__(self, function: Any, size: int, dtype: Any = jnp.float32, psd: bool = False):
         if not isinstance(size, int):
             size = _checks.integer("FunctionOperator", "size", size, 1)
+        _check_dtype("FunctionOperator", jnp.dtype(dtype))
         object.__setattr__(self, "function", function if isinstance(function, Partial) else Partial(function))
         object.__setattr__(self, "length", size)
         object.__setattr__(self, "kind", jnp.dtype(dtype).name)

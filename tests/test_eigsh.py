@@ -165,13 +165,34 @@ def test_odds_of_missing_an_eigenvalue_are_as_stated(values, block, steps, x64):
         for _ in range(steps):
             basis = krylov.expand(operator.matmat, basis)
         seen = krylov.ritz(basis)[0][0]
-        return seen, unseen.log_odds(basis, jnp.int32(0), values.size, seen, jnp.asarray([top]), jnp.asarray(1e-16))[0]
+        odds, _ = unseen.log_odds(basis, jnp.int32(0), values.size, seen, jnp.asarray([top]), jnp.asarray(1e-16))
+        return seen, odds[0]
 
     seen, found = (np.asarray(a) for a in jax.lax.map(odds, jax.random.split(KEY, 2000)))
     assert (found <= 0).all() and (seen <= top * (1 + 1e-12)).all()
     for p in (0.5, 0.2, 0.05):
         assert (np.exp(found) <= p).mean() <= p + 3 * np.sqrt(p / found.size)
     assert (np.exp(found) <= 0.5).any()
+
+
+def test_odds_of_many_starts_are_not_their_product(x64):
+    """Sums of logarithms of uniform numbers, the worst case: each rule is wrong with at most the stated probability."""
+    uniform = np.random.default_rng(0).uniform(size=(20000, 30))
+    sums = jnp.asarray(np.cumsum(np.log(uniform), axis=1))
+    wrong = np.asarray(jax.vmap(unseen.excluded)(sums, jnp.broadcast_to(jnp.arange(1, 31, dtype=jnp.int32), sums.shape)))
+    assert 0 < wrong.any(axis=1).mean() <= unseen.FAILURE + 3 * np.sqrt(unseen.FAILURE / 20000)
+    assert (np.asarray(sums) <= np.log(unseen.FAILURE)).any(axis=1).mean() > 0.9  # the product would be
+
+
+@pytest.mark.slow
+def test_a_hidden_eigenvalue_is_not_excluded_by_short_searches():
+    """Many searches of two steps each, none of which can see much."""
+    values = np.r_[10.0, 1.02, np.repeat(np.linspace(0, 1, 16), 125)[:1998]]
+    operator = zoo.diagonal(values, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = [fj.eigsh(operator, 3, method=fj.Lanczos(steps=5), above=1.01, key=jax.random.key(s)) for s in range(40)]
+    assert all(r.values.size == 2 or not float(r.complete_above) <= 1.01 for r in results)
 
 
 # --- behaviour --------------------------------------------------------------------------------------------------------

@@ -376,3 +376,34 @@ def test_a_product_that_is_not_symmetric_is_refused(method, amount):
     M = jnp.asarray(random + random.T + amount * random)
     with pytest.raises(fj.ArgumentError, match="is not symmetric: u·M v and v·M u differ"):
         fj.eigsh(fj.FunctionOperator(lambda V: M @ V, 300), 3, method=method, key=KEY)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_symmetric_operator_is_not_refused_at_a_large_tolerance(seed):
+    values = np.r_[-10 * np.sort(np.random.default_rng(seed).random(400))[:397], 0.5, 0.5, 0.2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for key in range(20):
+            fj.eigsh(zoo.diagonal(values, "float32"), 4, method=fj.Lanczos(tol=1e-2, steps=6), key=jax.random.key(key))
+
+
+@pytest.mark.parametrize("scale", [1e-290, 1e-200, 1e200])
+def test_float64_norms_far_from_one(scale, x64):
+    values = np.random.default_rng(0).random(400)
+    result = fj.eigsh(zoo.diagonal(values * scale, "float64"), 3, method=fj.Lanczos(), key=KEY)
+    np.testing.assert_allclose(np.asarray(result.values) / scale, np.sort(values)[::-1][:3], rtol=1e-6)
+
+
+def test_nothing_converged_above_a_threshold_is_an_empty_list():
+    values = np.random.default_rng(0).random(400)
+    with pytest.warns(UserWarning):
+        result = fj.eigsh(
+            zoo.diagonal(values, "float32"), 3, method=fj.Lanczos(steps=14, restarts=0, tol=1e-12), above=0.5, key=KEY
+        )
+    assert result.values.size == 0 and not float(result.complete_above) <= 0.5
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "float16", "bfloat16"])
+def test_operators_of_other_types_are_refused(dtype):
+    with pytest.raises(fj.ArgumentError, match=f"dtype {dtype} is not supported; give float32 or float64"):
+        fj.MatrixOperator(jnp.eye(3, dtype=dtype))

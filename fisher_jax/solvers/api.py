@@ -47,7 +47,7 @@ def eigsh(
     k = _checks.integer("eigsh", "k", k, 1)
     if k > operator.size:
         raise _checks.fail("eigsh", f"k={k} exceeds size {operator.size}", f"give k <= {operator.size}")
-    if not isinstance(key, jax.Array):
+    if not isinstance(key, jax.Array) or (jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape):
         raise _checks.fail("eigsh", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     if isinstance(operator, FunctionOperator):
         _check_function(operator)

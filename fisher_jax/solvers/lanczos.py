@@ -13,7 +13,6 @@ Reference: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000.
 """
 
 import dataclasses
-import math
 import signal
 import sys
 import threading
@@ -136,8 +135,9 @@ class Lanczos:
             # Lifting divides by √λ, and the rounding error of the residuals with it.
             smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
             reachable = noise * jnp.sqrt(norm / smallest)
-        missing = 0 if above is not None else k - rows.shape[0]
-        if missing:
+        # With `above` the list is as long as it is, but for a row of NaN if empty, which is dropped below.
+        missing = (k if above is None else 1) - rows.shape[0]
+        if missing > 0:
             found = rows if rows.shape[0] else jnp.zeros((0, operator.size), rows.dtype)
             rows = jnp.concatenate([found, jnp.full((missing, operator.size), jnp.nan, rows.dtype)])
             values, residuals, within = (
@@ -207,7 +207,8 @@ class _State(NamedTuple):
     searches: Array  # searches ended
     seen: Array  # largest value met by the searches
     numbers: Array  # candidates for an eigenvalue not in the list
-    odds: Array  # log probability that the searches ended so far have missed one
+    odds: Array  # sum of the log odds that each start of the searches ended so far has missed one
+    starts: Array  # how many
     searched: Array  # block steps of the running search
     converged: Array  # () wanted pairs with a small residual estimate
     worst: Array  # () largest residual estimate among wanted pairs, over ‖M‖
@@ -269,7 +270,7 @@ def _begin(plan: _Plan, block: Array, key: Array) -> _State:
     basis = krylov.start(block, plan.m, key)
     numbers = jnp.full(unseen.CANDIDATES + 1, jnp.inf, block.dtype)
     odds = jnp.zeros_like(numbers)
-    return _State(basis, zero, zero, zero, zero, low, zero, zero, low, numbers, odds, zero, zero, none, none)
+    return _State(basis, zero, zero, zero, zero, low, zero, zero, low, numbers, odds, zero, zero, zero, none, none)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -321,7 +322,8 @@ def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan
     """(wanted `(m,)`, converged `(m,)`, is the wanted set settled?) of Ritz pairs."""
     index = jnp.arange(plan.m, dtype=jnp.int32)
     used = index < basis.size
-    tol = jnp.maximum(limits.tol, limits.noise) * basis.norm
+    # Twice as strict as asked for: what a search leaves out when it locks a pair is not in later estimates.
+    tol = jnp.maximum(limits.tol / 2, limits.noise) * basis.norm
     if plan.lifted:
         # Lifting divides by √λ: the residual in parameter space is larger by √(λ_max/λ).
         # That is ‖Aᵀ r‖ / √λ, and r points along the next basis vector q: ‖Aᵀ q‖² = q·K q is about that of the last one.
@@ -378,6 +380,7 @@ def _look(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_St
             searches=jnp.zeros_like(lock),
             seen=jnp.full_like(lowest, -jnp.inf),
             odds=jnp.zeros_like(state.odds),
+            starts=jnp.zeros_like(lock),
             searched=jnp.zeros_like(lock),
         ), change
 
@@ -411,8 +414,9 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
     numbers = unseen.candidates(seen, basis.norm, goal)
     # An ended search has excluded whatever lies above a number that it has excluded.
     before = jnp.min(jnp.where(state.numbers[None, :] <= numbers[:, None], state.odds[None, :], 0), axis=1)
-    odds = before + unseen.log_odds(basis, state.lock, plan.n, found, numbers, limits.noise)
-    rest = jnp.min(jnp.where(odds <= math.log(unseen.FAILURE), numbers, jnp.inf))
+    odds, starts = unseen.log_odds(basis, state.lock, plan.n, found, numbers, limits.noise)
+    odds, starts = before + odds, state.starts + starts
+    rest = jnp.min(jnp.where(unseen.excluded(odds, starts), numbers, jnp.inf))
     unseen_bound, rest = rest, jnp.where(basis.norm > 0, rest + coupling, seen)
     if plan.threshold:
         # A threshold asks for proof; there the limit is that of the iteration's restarts. Where the residuals of the locked
@@ -442,6 +446,7 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
             seen=seen,
             numbers=numbers,
             odds=odds,
+            starts=starts,
             searched=jnp.zeros_like(state.searched),
         ), change
 

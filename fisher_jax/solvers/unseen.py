@@ -34,10 +34,22 @@ def candidates(seen: Array, norm: Array, goal: Array) -> Array:
     return jnp.append(above, jnp.where(goal > seen, goal, above[0]))
 
 
-def log_odds(basis: Basis, first: Array, n: int, seen: Array, numbers: Array, noise: Array) -> Array:
-    """Log of the probability `(g,)` that the run in rows first.. of the basis misses an eigenvalue of each of `numbers`.
+def excluded(odds: Array, starts: Array) -> Array:
+    """Is an eigenvalue that `starts` random starts have missed, with the sum `odds` of their log odds, out of the question?
 
-    Where a Krylov space has closed (rows marked fresh) the run goes on from another random start: probabilities multiply.
+    Each start's odds are what a uniform random number at worst would be, and minus the sum of k of their logarithms has a
+    Gamma(k) distribution, whose tail counts; not their product, which is small for many uniform numbers. It is asked after
+    each start: the k-th time is allowed FAILURE / (k (k + 1)), in all FAILURE.
+    """
+    k = starts.astype(odds.dtype)
+    tail = jax.scipy.special.gammaincc(k, jnp.clip(-odds, 0, 1e4))
+    return (tail * k * (k + 1) <= FAILURE) & (starts > 0)
+
+
+def log_odds(basis: Basis, first: Array, n: int, seen: Array, numbers: Array, noise: Array) -> tuple[Array, Array]:
+    """Log odds `(g,)` that the run in rows first.. of the basis misses an eigenvalue of each of `numbers`; starts made.
+
+    Where a Krylov space has closed (rows marked fresh) the run goes on from another random start: log odds add up.
 
     Args:
         n: length of the vectors. seen: largest Ritz value of the run, below all `numbers`.
@@ -58,7 +70,7 @@ def log_odds(basis: Basis, first: Array, n: int, seen: Array, numbers: Array, no
     def one_block(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # Elimination from the top: D is a Schur complement of λ − T, and X · exp(scale) the product of all D⁻¹ Bᵀ so far, in
         # the end the corner of the inverse times Cᵀ. Products only: no digits cancel.
-        odds, eliminated, X, scale = carry
+        odds, eliminated, X, scale, starts = carry
         row = first + i * b
         last = row + b >= basis.size
         diagonal = jax.lax.dynamic_slice(basis.T, (row, row), (b, b))
@@ -81,8 +93,11 @@ def log_odds(basis: Basis, first: Array, n: int, seen: Array, numbers: Array, no
             jnp.where(ends, 0, B @ solve(D, Bt)),
             jnp.where(ends, eye, X / size[:, None, None]),
             jnp.where(ends, 0, scale + jnp.log(size)),
+            starts + ends.astype(jnp.int32),
         )
 
     zero = jnp.zeros(numbers.shape, numbers.dtype)
     blocks = (basis.size - first) // b
-    return jax.lax.fori_loop(np.int32(0), blocks, one_block, (zero, jnp.zeros_like(eye), eye, zero))[0]
+    carry = zero, jnp.zeros_like(eye), eye, zero, jnp.zeros((), jnp.int32)
+    odds, _, _, _, starts = jax.lax.fori_loop(np.int32(0), blocks, one_block, carry)
+    return odds, starts
