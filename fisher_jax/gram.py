@@ -32,7 +32,7 @@ Array = jax.Array
 
 # Elementwise passes over a tile, in operations of a matrix product that take the same time.
 PASS = 16
-# Rows of K in a tile. On a CPU it should stay in cache: of twice this size, a tile takes ten times as long.
+# Rows of K in a tile. On a CPU it should stay in cache.
 TILE_ROWS = 1024
 # Bytes that the features of two tiles may take.
 TILE_BYTES = 2**29
@@ -50,8 +50,9 @@ class Kernel:
     site: int | None
     weight: float = 1.0  # squared scale
     bias: float = 0.0  # squared scale of the bias, zero without one
-    operations: float = 0.0  # for all of K, its lower half
-    reason: str = ""
+    # Left out of comparisons: kernels that compute the same share a compilation, whatever the number of samples.
+    operations: float = dataclasses.field(default=0.0, compare=False)  # for all of K, its lower half
+    reason: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,9 +100,3 @@ def error_bounds(values: Array, residuals: Array, rest: Array, floor: Array, wan
     gap = jnp.minimum(jnp.min(apart, axis=1), jnp.abs(values - rest)) - coupling
     tight = (gap > coupling) & (values > rest)
     return jnp.where(tight, residuals**2 / jnp.where(tight, gap, 1.0), residuals) + floor
-
-
-@precise_jit
-def gram_rows(A: Array) -> Array:
-    """`A Aᵀ` of an explicit array."""
-    return A @ A.T

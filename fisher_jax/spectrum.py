@@ -49,8 +49,9 @@ def spectrum(
     rows, size = F.factor.shape
     vectors = _checks.integer("spectrum", "vectors", vectors, 0, min(rows, size))
     n = rows if by else min(rows, size)
+    names, groups = _groups(F, by) if by else ([], [])
     # The matrix (one for each part, and their sum) and the copy that LAPACK works in; with vectors its workspace.
-    copies = (2 if by is None else len(_groups(F, by)[0]) + 2) + (2 if vectors else 0)
+    copies = (2 if by is None else len(names) + 2) + (2 if vectors else 0)
     itemsize = np.dtype(F.dtype).itemsize
     largest = min(MAX_SIZE, int((linalg.free_memory() / copies / itemsize) ** 0.5))
     if n > largest:
@@ -61,7 +62,6 @@ def spectrum(
             f"take N <= {largest // F.factor.rows_per_sample} samples, or fj.eigsh(F, k, key=key) for the largest",
         )
     if by:
-        names, groups = _groups(F, by)
         matrices = dict(zip(names, gram(F.factor, groups=groups, tile=tile, progress=progress), strict=True))
         sizes = {
             name: sum(F.factor.jacobian.network.params[i].size for i in g) for name, g in zip(names, groups, strict=True)
@@ -89,7 +89,7 @@ def _groups(F: FisherOperator, by: str) -> tuple[list[str], list[list[int]]]:
 
 
 def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) -> Spectrum:
-    """Diagonalize K or F, in LAPACK: it is given the only copy, and values alone take a third of the time."""
+    """Diagonalize K or F in LAPACK, which works in the one copy made here: transposed, in the column order it needs."""
     host = np.array(matrix)
     n = host.shape[0]
     if not np.isfinite(host.ravel()[:: n + 1]).all():
@@ -98,14 +98,14 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
     frobenius = float(np.sqrt(sum(np.dot(row, row) for row in (r.astype(np.float64) for r in host))))
     lifted = None
     if vectors:
-        values, U = scipy.linalg.eigh(host, overwrite_a=True, check_finite=False, driver="evd")
+        values, U = scipy.linalg.eigh(host.T, overwrite_a=True, check_finite=False, driver="evd")
         rows = jnp.asarray(U[:, ::-1][:, :vectors].T)
         if dual:
             meaningful = jnp.asarray(values[::-1][:vectors] > _floor(values, n, host.dtype))
             rows = complete(lift(F, rows), vectors, meaningful, jax.random.key(0))
         lifted = rows.T
     else:
-        values = scipy.linalg.eigvalsh(host, overwrite_a=True, check_finite=False, driver="evd")
+        values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")
     floor = _floor(values, n, host.dtype)
     values = values[::-1]
     kept = values[values > floor]
