@@ -216,10 +216,12 @@ def _weight_gradient(site: Site, a: Array, g: Array) -> Array:
         return jnp.einsum("nbti,nrbto->nrbio", a, g)
     rows = site.shape[2]
 
-    def scatter(tokens: Array, g: Array) -> Array:
-        return jnp.zeros((1, rows, g.shape[-1]), g.dtype).at[0, tokens[0]].add(g[0], mode="drop")
+    def scatter(tokens: Array, g: Array) -> Array:  # (T,), (T, M)
+        return jnp.zeros((rows, g.shape[-1]), g.dtype).at[tokens].add(g, mode="drop")
 
-    return jax.vmap(lambda tokens, g: jax.vmap(lambda g: scatter(tokens, g))(g))(a, g)
+    matrices = jax.vmap(scatter)
+    outputs = jax.vmap(matrices, (None, 0))
+    return jax.vmap(outputs)(a, g)
 
 
 # --- tiles of K -------------------------------------------------------------------------------------------------------
@@ -248,22 +250,28 @@ class _Static:
 def _outer(kernel: Kernel, site: Any, a: Array, g: Array, a2: Array, g2: Array) -> Array:
     (B, T, _, M), lookup = site
     n, R, m, S = a.shape[0], g.shape[1], a2.shape[0], g2.shape[1]
-    total: Any = None
-    for b in range(B):
-        left, right = a[:, b], a2[:, b]  # (n, T, D) or token numbers (n, T)
+
+    def term(left: Array, u: Array, right: Array, v: Array) -> Array:
+        """left `(n, T, D)` or token numbers `(n, T)`, u `(n, R, T, M)`; right and v likewise."""
         if lookup:
             inner = (left[:, :, None, None] == right[None, None]).astype(g.dtype)
         else:
             inner = (left.reshape(n * T, -1) @ right.reshape(m * T, -1).T).reshape(n, T, m, T)
         inner = kernel.weight * inner + kernel.bias
-        u, v = g[:, :, b], g2[:, :, b]  # (n, R, T, M)
         if T == 1:
-            term = (u.reshape(n * R, M) @ v.reshape(m * S, M).T).reshape(n, R, m, S) * inner[:, 0, :, 0][:, None, :, None]
-        else:
-            # Σ_t' of the inputs' products first: N²·C·T² instead of N²·C²·T² products of cotangents.
-            mixed = jnp.einsum("ntmp,mspo->ntmso", inner, v)
-            term = jnp.einsum("nrto,ntmso->nrms", u, mixed)
-        total = term if total is None else total + term
+            product = (u.reshape(n * R, M) @ v.reshape(m * S, M).T).reshape(n, R, m, S)
+            return product * inner[:, 0, :, 0][:, None, :, None]
+        # Σ_t' of the inputs' products first: N²·C·T² instead of N²·C²·T² products of cotangents.
+        mixed = jnp.einsum("ntmp,mspo->ntmso", inner, v)
+        return jnp.einsum("nrto,ntmso->nrms", u, mixed)
+
+    # One matrix after the other: grouped convolutions and stacked layers have many.
+    parts = jnp.moveaxis(a, 1, 0), jnp.moveaxis(g, 2, 0), jnp.moveaxis(a2, 1, 0), jnp.moveaxis(g2, 2, 0)
+    if B == 1:
+        total = term(*(part[0] for part in parts))
+    else:
+        zero = jnp.zeros((n, R, m, S), g.dtype)
+        total = jax.lax.scan(lambda total, part: (total + term(*part), None), zero, parts)[0]
     return total.reshape(n * R, m * S)
 
 

@@ -7,10 +7,12 @@ factors, stays a *view* of it until it meets data:
 - in `dot_general` or `conv_general_dilated`: a *site*. Its input a is kept, and a zero perturbation added to y, whose
   cotangent is g. A bias added to y right away shares g: it is one more input, equal to one.
 - in an embedding lookup: a site whose input is the token number.
-- anywhere else (norm scales, lone biases, squared parameters, branches, unknown primitives): the parameter itself is
-  perturbed; the cotangent of that is its gradient through all such places. Always right, and for vectors as cheap.
+- anywhere else (norm scales, lone biases, squared parameters, unknown primitives): the parameter itself is perturbed; the
+  cotangent of that is its gradient through all such places. Always right, and for vectors as cheap.
 
-Calls are entered, but for those with derivative rules of their own, and loops.
+Calls, loops (`scan`) and branches (`cond`) are entered, but not calls with derivative rules of their own. A site in the body
+of a loop is one site over all steps: of more positions where the steps share the weight, of more matrices where each step
+has its own.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ class View:
     index: int
     scale: float = 1.0
     steps: tuple[Callable[[Array], Array], ...] = ()
+    own: bool = False  # in the body of a loop: this step's slice of the parameter, not shared by the steps
 
     def __call__(self, p: Array) -> Array:
         for step in self.steps:
@@ -333,14 +336,139 @@ def _add(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
         return None
     # Axes of length one of the bias run along all positions; all others must be channels in full.
     fits = all(n == (sizes[i] if i in site.channels else 1) for i, n in enumerate(shape))
-    if not fits or equation.outvars[0].aval.shape != sizes:
+    if not fits or weight.view.own != site.weight.own or equation.outvars[0].aval.shape != sizes:
         return None
     walk.sites[output.number] = dataclasses.replace(site, bias=weight.view)
     values = [a.value if isinstance(a, _Output) else weight.clean for a in arguments]
     return [_bind(equation, values)[0]]
 
 
+# --- loops and branches -----------------------------------------------------------------------------------------------
+
+
+def _scan(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
+    """A loop: its body is walked with this step's slices of weights and perturbations; inputs of sites are stacked."""
+    p = equation.params
+    body, consts, carry, length = p["jaxpr"], p["num_consts"], p["num_carry"], p["length"]
+    weights = {i: a for i, a in enumerate(arguments) if isinstance(a, _Weight) and not consts <= i < consts + carry}
+    if not weights or not length:
+        return None
+    values = [(a.clean, a.full) if i in weights else walk.plain(a) for i, a in enumerate(arguments)]
+    own = [i >= consts + carry for i in range(len(values))]
+    bodies: list[_Walk] = []
+
+    def step(state: list[Any], item: tuple[list[Any], dict[Any, Array] | None]) -> Any:
+        slices, perturbations = item
+        inner = _Walk(perturbations)
+        bodies.append(inner)
+        given = [*values[:consts], *state, *slices]
+        given = [_Weight(View(i, own=own[i]), *v) if i in weights else v for i, v in enumerate(given)]
+        results = [inner.plain(v) for v in inner.run(body.jaxpr, body.consts, given)]
+        return results[:carry], (results[carry:], inner.inputs)
+
+    start, slices = values[consts : consts + carry], values[consts + carry :]
+    jax.eval_shape(step, start, (jax.tree.map(lambda a: a[0], slices), None))
+    count, first = len(bodies[0].sites), len(walk.sites)
+    perturbations = walk.perturbations
+    if perturbations is not None:
+        perturbations = {("site", n): perturbations["site", first + n] for n in range(count)}
+    xs = (slices, perturbations)
+    end, (results, inputs) = jax.lax.scan(step, start, xs, length, reverse=p["reverse"], unroll=p["unroll"])
+    walk.direct.update(weights[i].view.index for i in bodies[0].direct)
+    for site, a in zip(bodies[0].sites, inputs, strict=True):
+        walk.sites.append(_over_steps(site, length, weights))
+        walk.inputs.append(_join_steps(a, own[site.weight.index]))
+    return [*end, *results]
+
+
+def _join_steps(values: Array, own: bool) -> Array:
+    """Stacked `(steps, B, T, ...)` -> `(steps · B, T, ...)` if every step has weights of its own, else `(B, steps · T, ...)`."""
+    steps, B, T, *rest = values.shape
+    return values.reshape(steps * B, T, *rest) if own else jnp.moveaxis(values, 0, 1).reshape(B, steps * T, *rest)
+
+
+def _over_steps(site: Site, length: int, weights: dict[int, _Weight]) -> Site:
+    """A site of the body of a loop as one of the program around it; its output is stacked."""
+    B, T, D, M = site.shape
+    own = site.weight.own
+
+    def outside(inner: View) -> View:
+        view = weights[inner.index].view
+        steps = tuple(jax.vmap(s) for s in inner.steps) if own else inner.steps
+        return dataclasses.replace(view, scale=view.scale * inner.scale, steps=(*view.steps, *steps))
+
+    def unplace_weight(G: Array) -> Array:
+        return jax.vmap(site.unplace_weight)(G.reshape(length, B, D, M)) if own else site.unplace_weight(G)
+
+    bias = None if site.bias is None else outside(site.bias)
+    if bias is not None and not own:
+        bias = dataclasses.replace(bias, steps=(*bias.steps, lambda b: b[None]))
+    return dataclasses.replace(
+        site,
+        weight=outside(site.weight),
+        shape=(length * B, T, D, M) if own else (B, length * T, D, M),
+        place=lambda g: _join_steps(jax.vmap(site.place)(g), own),
+        unplace_weight=unplace_weight,
+        output=jax.ShapeDtypeStruct((length, *site.output.shape), site.output.dtype),
+        channels=((0,) if own else ()) + tuple(i + 1 for i in site.channels),
+        bias=bias,
+    )
+
+
+def _cond(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
+    """Branches: the sites of all of them. Those of a branch that is not taken have zero inputs, and get zero cotangents."""
+    choice, *operands = arguments
+    if isinstance(choice, _Weight):
+        return None
+    choice = walk.plain(choice)
+    weights = {i: a.view for i, a in enumerate(operands) if isinstance(a, _Weight)}
+    values = [(a.clean, a.full) if i in weights else walk.plain(a) for i, a in enumerate(operands)]
+
+    def run(branch: ClosedJaxpr, perturbations: dict[Any, Array] | None, values: list[Any]) -> tuple[list[Any], _Walk]:
+        inner = _Walk(perturbations)
+        given = [_Weight(View(i, own=weights[i].own), *v) if i in weights else v for i, v in enumerate(values)]
+        return [inner.plain(v) for v in inner.run(branch.jaxpr, branch.consts, given)], inner
+
+    branches = equation.params["branches"]
+    found: list[_Walk] = []
+
+    def look(branch: ClosedJaxpr, values: list[Any]) -> list[Array]:
+        found.append(run(branch, None, values)[1])
+        return found[-1].inputs
+
+    inputs = [jax.eval_shape(lambda v, b=branch: look(b, v), values) for branch in branches]
+    starts = np.cumsum([len(walk.sites), *map(len, inputs)])
+
+    def taken(number: int) -> Callable[[list[Any]], Any]:
+        def body(values: list[Any]) -> Any:
+            perturbations = walk.perturbations
+            if perturbations is not None:
+                perturbations = {("site", n): perturbations["site", int(starts[number]) + n] for n in range(len(inputs[number]))}
+            results, inner = run(branches[number], perturbations, values)
+            captured = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), a) for a in inputs]
+            captured[number] = inner.inputs
+            return results, captured
+
+        return body
+
+    results, captured = jax.lax.switch(choice, [taken(n) for n in range(len(branches))], values)
+    for inner, a in zip(found, captured, strict=True):
+        walk.direct.update(weights[i].index for i in inner.direct)
+
+        def outside(view: View) -> View:
+            around = weights[view.index]
+            return dataclasses.replace(around, scale=around.scale * view.scale, steps=(*around.steps, *view.steps))
+
+        for site in inner.sites:
+            bias = None if site.bias is None else outside(site.bias)
+            walk.sites.append(dataclasses.replace(site, weight=outside(site.weight), bias=bias))
+        walk.inputs.extend(a)
+    return results
+
+
 _HANDLERS: dict[str, Any] = {
+    "scan": _scan,
+    "cond": _cond,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
     "gather": _gather,

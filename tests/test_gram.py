@@ -85,6 +85,46 @@ def deep_scan(p, x):
     return jax.lax.scan(block, x, p)[0][:, :2]
 
 
+def layers_of_cells(p, x):
+    """A loop over layers, each with weights of its own and one matrix shared by all, around a loop over time."""
+
+    def layer(rows, own):
+        def step(h, row):
+            h = jnp.tanh(h @ own["u"] + row @ p["w"] + own["b"][None] + p["c"][None])
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros_like(rows[0]), rows, reverse=True)[1], None
+
+    rows, _ = jax.lax.scan(layer, jnp.moveaxis(x, 1, 0), {"u": p["u"], "b": p["b"]})
+    return rows[0] @ p["v"]
+
+
+def looped_lookup(p, x):
+    """Tables looked up in a loop: one that all steps share and one for every step; a shared weight with biases of its own."""
+
+    def step(h, item):
+        token, table, bias = item
+        return jnp.tanh(h @ p["w"] + bias[None]) + p["table"][token] + table[token], None
+
+    h = jnp.zeros((x.shape[0], 4), p["w"].dtype)
+    return jax.lax.scan(step, h, (x.T, p["tables"], p["b"]))[0][:, :2]
+
+
+def mapped_branch(p, x):
+    """Branches that are still branches in the program of one sample, with sites in both."""
+
+    def one(row):
+        def first(p):
+            return row @ p["w"] + p["b"]
+
+        def second(p):
+            return jnp.tanh(row @ (2.0 * p["w"]) + p["b"]) @ p["s"] * p["s"][0, 0]
+
+        return jax.lax.cond(row[0] > 0, first, second, p)
+
+    return jax.lax.map(one, x)
+
+
 def squared(p, x):
     return jnp.tanh(x @ (p["w"] ** 2)) @ p["v"]
 
@@ -179,8 +219,21 @@ MODELS = {
         VECTOR,
         {"outer": 2},
     ),
-    "recurrent": (recurrent, {"u": normal(4, 4), "w": normal(3, 4), "b": normal(4), "v": normal(4, 2)}, SERIES, {}),
-    "deep scan": (deep_scan, {"w": normal(6, 5, 5), "b": normal(6, 5)}, VECTOR, {}),
+    "recurrent": (recurrent, {"u": normal(4, 4), "w": normal(3, 4), "b": normal(4), "v": normal(4, 2)}, SERIES, {"sites": 3}),
+    "deep scan": (deep_scan, {"w": normal(6, 5, 5), "b": normal(6, 5)}, VECTOR, {"outer": 1}),
+    "layers of cells": (
+        layers_of_cells,
+        {"u": normal(2, 3, 3), "b": normal(2, 3), "w": normal(3, 3), "c": normal(3), "v": normal(3, 2)},
+        SERIES,
+        {"sites": 3},
+    ),
+    "looped lookup": (
+        looped_lookup,
+        {"w": normal(4, 4), "b": normal(4, 4), "table": normal(9, 4), "tables": normal(4, 9, 4)},
+        TOKENS,
+        {"sites": 3},
+    ),
+    "mapped branch": (mapped_branch, {"w": normal(5, 3), "b": normal(3), "s": normal(3, 3)}, VECTOR, {"sites": 3}),
     "squared": (squared, {"w": normal(5, 4), "v": normal(4, 2)}, VECTOR, {"sites": 1}),
     "branch": (branch, {"w": normal(5, 3), "s": normal(3, 3)}, VECTOR, {}),
     "unused": (unused, {"w": normal(5, 3), "z": normal(4)}, VECTOR, {"outer": 1}),
@@ -216,7 +269,7 @@ def explicit(apply, params, x):
     return J @ J.T / len(x), J
 
 
-SINGLE = ("dense", "conv grouped", "attention", "embedding", "layer norm", "recurrent")
+SINGLE = ("dense", "conv grouped", "attention", "embedding", "layer norm", "layers of cells")
 
 
 @pytest.mark.parametrize("name, dtype", [*((n, "float64") for n in MODELS), *((n, "float32") for n in SINGLE)])
@@ -242,7 +295,7 @@ def check_gram(name, dtype):
 
 
 @pytest.mark.parametrize("kind", ["outer", "rows"])
-@pytest.mark.parametrize("name", ["residual", "conv grouped", "channels first", "attention", "embedding", "experts"])
+@pytest.mark.parametrize("name", ["residual", "conv grouped", "channels first", "attention", "embedding", "experts", "recurrent", "layers of cells", "looped lookup"])
 def test_either_kernel_gives_the_same(name, kind, x64, monkeypatch):
     monkeypatch.setattr("fisher_jax.gram.operations", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
     jax.clear_caches()
