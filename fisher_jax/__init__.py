@@ -15,6 +15,8 @@ from fisher_jax.fisher import gradient_covariance as gradient_covariance
 from fisher_jax.fisher import hessian as hessian
 from fisher_jax.functional import Function as Function
 from fisher_jax.functional import from_linen as from_linen
+from fisher_jax.kfac import kfac_spectrum as kfac_spectrum
+from fisher_jax.kfac import kronecker_factors as kronecker_factors
 from fisher_jax.likelihoods import Bernoulli as Bernoulli
 from fisher_jax.likelihoods import Categorical as Categorical
 from fisher_jax.likelihoods import Gaussian as Gaussian

@@ -309,15 +309,11 @@ class Factor:
         require_room("factor.dense", *self.shape, self.dtype)
         return _dense_factor(self)
 
-    def row_norms(self) -> Array:
-        """Squared norms of the rows `(rows,)`, the diagonal of A Aᵀ, from per-sample gradients."""
-        return _row_norms(self)
-
-    def row_moments(self) -> tuple[Array, Array, Array]:
+    def centred_moments(self) -> tuple[Array, Array, Array]:
         """In one pass of per-sample gradients: diagonal of AᵀA `(P,)`, how many entries of each column are not zero `(P,)`,
-        squared norms of the rows `(rows,)`.
+        squared norms of the rows `(rows,)`. The mean is subtracted before squaring, where afterwards it would cancel.
         """
-        return _row_moments(self)
+        return _centred_moments(self)
 
     def batches(self) -> Chunks:
         """The data in batches whose per-sample gradients take about ROW_BATCH_BYTES."""
@@ -395,14 +391,7 @@ def _squares(rows: list[Array]) -> list[Array]:
 
 
 @linalg.precise_jit
-def _row_norms(factor: Factor) -> Array:
-    items, rows = _centred_rows(factor)
-    norms = jax.lax.map(lambda item: sum(jnp.sum(a, axis=1) for a in _squares(rows(item))), items)
-    return norms.reshape(-1)[: factor.shape[0]]
-
-
-@linalg.precise_jit
-def _row_moments(factor: Factor) -> tuple[Array, Array, Array]:
+def _centred_moments(factor: Factor) -> tuple[Array, Array, Array]:
     items, rows = _centred_rows(factor)
 
     def step(sums: Any, item: Any) -> tuple[Any, Array]:

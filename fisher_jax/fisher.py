@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisher_jax import _checks, linalg
+from fisher_jax import _checks, linalg, moments
 from fisher_jax._record import record
 from fisher_jax.factor import (
     ROW_BATCH_BYTES,
@@ -109,12 +109,26 @@ class FisherOperator(LinearOperator):
         return dense_gram(self.factor)
 
     def trace(self) -> Array:
-        """Exact trace, from per-sample gradients: the sum of the squared rows of A."""
-        return _total(self.factor.row_norms())
+        """Exact trace, from layer inputs and output cotangents: the sum of the squared rows of A."""
+        return _total(moments.row_norms(self.factor))
 
     def diagonal(self) -> Array:
-        """Exact diagonal `(P,)`, from per-sample gradients."""
-        return self.factor.row_moments()[0]
+        """Exact diagonal `(P,)`, from layer inputs and output cotangents."""
+        return moments.diagonal(self.factor)
+
+    def gradient_norms(self) -> Array:
+        """Norms of the per-sample gradients `(N, R)`, without sample weights, nowhere formed.
+
+        R is one for given labels (‖∇ log p(y_n)‖), the number of draws for sampled ones (over √draws), and the number of
+        outputs for the exact Fisher, where the squares of a sample add up to the trace of its own Fisher matrix.
+        """
+        factor = dataclasses.replace(self.factor, centre=None)
+        data = factor.jacobian.data
+        count = jnp.sum(jnp.any(data.scale.reshape(*data.scale.shape[:2], -1) != 0, axis=-1))
+        scale = jnp.ones_like(data.scale) if data.scale.ndim == 2 else data.scale * jnp.sqrt(count).astype(self.dtype)
+        jacobian = dataclasses.replace(factor.jacobian, data=dataclasses.replace(data, scale=scale))
+        norms = moments.row_norms(dataclasses.replace(factor, jacobian=jacobian))
+        return jnp.sqrt(norms).reshape(data.samples, -1)
 
     def unravel(self, v: Any) -> Any:
         """A vector `(P,)` as the model's parameter pytree; parameters not selected by `where` are zero."""
@@ -152,8 +166,12 @@ class DualOperator(LinearOperator):
         """K as an array, as `F.gram()`."""
         return gram(self.factor)[0]
 
+    def diagonal(self) -> Array:
+        """Squared norms of the rows of A `(N·C,)`: of per-sample gradients times the root of the sample's weight."""
+        return moments.row_norms(self.factor)
+
     def trace(self) -> Array:
-        return _total(self.factor.row_norms())
+        return _total(moments.row_norms(self.factor))
 
 
 @record

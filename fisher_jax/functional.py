@@ -148,6 +148,25 @@ class Network:
         ]
         return [path for path, chosen in zip(paths, self.chosen, strict=True) if chosen]
 
+    def only(self, keep: set[int]) -> "Network":
+        """The same model as a function of some of its selected parameters, given by their numbers."""
+        params, fixed, kept, rest = [], [], iter(range(len(self.params))), iter(self.fixed)
+        chosen = []
+        for was in self.chosen:
+            number = next(kept) if was else -1
+            chosen.append(number in keep)
+            if chosen[-1]:
+                params.append(number)
+            else:
+                fixed.append(self.params[number].astype(self.stored[number]) if was else next(rest))
+        return dataclasses.replace(
+            self,
+            params=tuple(self.params[i] for i in params),
+            fixed=tuple(fixed),
+            chosen=tuple(chosen),
+            stored=tuple(self.stored[i] for i in params),
+        )
+
     def split(self, v: Array) -> tuple[Array, ...]:
         """`(P,)` -> tuple of arrays like `params`."""
         return ravel_pytree(self.params)[1](v)

@@ -42,7 +42,8 @@ TILE_BYTES = 2**29
 class Kernel:
     """How the contribution of some parameters to K is computed.
 
-    kind "outer": a weight at `site`, and the bias that joined it; "rows": one parameter, all places it is met.
+    kind "outer": a weight at `site`, and the bias that joined it; "rows": one parameter, all places it is met, in the
+    site's canonical layout if it is met at one `site` only.
     """
 
     kind: str
@@ -63,8 +64,13 @@ class Layout:
     found: Map
 
 
-def layout(factor: Factor, group: tuple[int, ...]) -> Layout:
-    """Choose a kernel for every parameter by the operations it takes; parameters of different groups share none."""
+# (site, samples, rows per sample) -> what it costs by (outer kernel, rows).
+Cost = Callable[[Site, int, int], tuple[float, float]]
+
+
+def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> Layout:
+    """Choose the cheaper kernel for every parameter; parameters of different groups share none."""
+    cost = operations if cost is None else cost
     network = factor.jacobian.network
     data, R = factor.jacobian.data, factor.rows_per_sample
     sample = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), data.x)
@@ -85,11 +91,11 @@ def layout(factor: Factor, group: tuple[int, ...]) -> Layout:
         number = use[0][1]
         assert number is not None
         site = found.sites[number]
-        outer, rows = operations(site, N, R)
+        outer, rows = cost(site, N, R)
         T = site.shape[1]
         if outer > rows:
             reason = f"T={T} positions: {outer / rows:.1f} x the operations of its rows as outer products"
-            kernels.append(Kernel("rows", (index,), None, operations=rows, reason=reason))
+            kernels.append(Kernel("rows", (index,), number, operations=rows, reason=reason))
             continue
         bias = site.bias is not None and len(uses[site.bias.index]) == 1 and group[site.bias.index] == group[index]
         kernels.append(
@@ -134,10 +140,10 @@ def operations(site: Site, N: int, R: int) -> tuple[float, float]:
 # --- features of a tile of samples ------------------------------------------------------------------------------------
 
 
-@partial(linalg.precise_jit, static_argnums=2)
-def _features(factor: Factor, tile: Chunks, group: tuple[int, ...]) -> list[Any]:
+@partial(linalg.precise_jit, static_argnums=(2, 3))
+def features(factor: Factor, tile: Chunks, group: tuple[int, ...], cost: Cost | None = None) -> list[Any]:
     """For each kernel: (a `(c, B, T, D)`, g `(c, R, B, T, M)`), or rows `(c·R, P)`; not centred."""
-    plan = layout(factor, group)
+    plan = layout(factor, group, cost)
     network, R = factor.jacobian.network, factor.rows_per_sample
     found = plan.found
     shifts: dict[Any, Array] = {}
@@ -160,15 +166,15 @@ def _features(factor: Factor, tile: Chunks, group: tuple[int, ...]) -> list[Any]
         return inputs, cotangents
 
     inputs, cotangents = jax.tree.map(_full_precision, jax.vmap(one)(tile))
-    features = []
+    result = []
     for kernel in plan.kernels:
         if kernel.kind == "outer":
             site = found.sites[kernel.site]  # type: ignore[index]
             g = jax.vmap(jax.vmap(site.place))(cotangents["site", kernel.site])
-            features.append((inputs[kernel.site], g))  # type: ignore[index]
+            result.append((inputs[kernel.site], g))  # type: ignore[index]
         else:
-            features.append(_rows(network, found, kernel.parameters[0], inputs, cotangents))
-    return features
+            result.append(_rows(network, found, kernel.parameters[0], inputs, cotangents))
+    return result
 
 
 def _full_precision(a: Array) -> Array:
@@ -302,34 +308,32 @@ def gram(
     groups = [range(count)] if groups is None else groups
     group = tuple(next((g for g, members in enumerate(groups) if i in members), -1) for i in range(count))
     plan = layout(factor, group)
-    data, R, N = factor.jacobian.data, factor.rows_per_sample, factor.jacobian.data.samples
+    R, N = factor.rows_per_sample, factor.jacobian.data.samples
     require_room("gram", N * R, N * R * len(groups), factor.dtype)
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:N], (data.x, data.scale, data.labels))
     per_sample = feature_bytes(factor, group)
     c = tile if tile is not None else tile_samples(factor, per_sample)
     starts = list(range(0, N, c))
     static = _Static(
         plan.kernels,
         tuple(
-            None if k.site is None else (plan.found.sites[k.site].shape, plan.found.sites[k.site].lookup)
+            None if k.kind == "rows" else (plan.found.sites[k.site].shape, plan.found.sites[k.site].lookup)
             for k in plan.kernels
         ),
     )
     chosen = [tuple(group[k.parameters[0]] == g for k in plan.kernels) for g in range(len(groups))]
 
-    def features(start: int) -> list[Any]:
-        x, scale, labels = jax.tree.map(lambda a: a[start : start + c], flat)
-        return _features(factor, Chunks(x, scale, labels, min(c, N - start)), group)
+    def take(start: int) -> list[Any]:
+        return features(factor, tile_at(factor, start, c), group)
 
     # Kept if they fit; otherwise those of the columns are made again for every row of tiles.
     keep = per_sample * N <= linalg.free_memory() // 4
-    kept = [features(start) for start in starts] if keep else None
+    kept = [take(start) for start in starts] if keep else None
     matrices = [jnp.zeros((N * R, N * R), factor.dtype) for _ in groups]
     done, total = 0, len(starts) * (len(starts) + 1) // 2
     for i, row in enumerate(starts):
-        mine = kept[i] if kept is not None else features(row)
+        mine = kept[i] if kept is not None else take(row)
         for j, column in enumerate(starts[: i + 1]):
-            other = mine if i == j else kept[j] if kept is not None else features(column)
+            other = mine if i == j else kept[j] if kept is not None else take(column)
             for g, choice in enumerate(chosen):
                 if any(choice):
                     where = (jnp.asarray(row * R, jnp.int32), jnp.asarray(column * R, jnp.int32))
@@ -350,16 +354,27 @@ def _centred(K: Array, a: Array) -> Array:
     return K - jnp.outer(K @ a, a)
 
 
+def tile_at(factor: Factor, start: int, c: int) -> Chunks:
+    """Samples start … start + c − 1, leaves `(c, ...)`."""
+    data = factor.jacobian.data
+    end = min(start + c, data.samples)
+
+    def part(a: Array) -> Array:
+        return a.reshape(-1, *a.shape[2:])[start:end]
+
+    return Chunks(*jax.tree.map(part, (data.x, data.scale, data.labels)), end - start)
+
+
 def tile_samples(factor: Factor, per_sample: int) -> int:
     """Samples in a tile, from the bytes of the features of one."""
     return max(1, min(factor.jacobian.data.samples, TILE_ROWS // factor.rows_per_sample, TILE_BYTES // (2 * per_sample)))
 
 
-def feature_bytes(factor: Factor, group: tuple[int, ...]) -> int:
+def feature_bytes(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> int:
     """Bytes of the features of one sample."""
     data = factor.jacobian.data
     x, scale, labels = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((1, *a.shape[2:]), a.dtype), (data.x, data.scale, data.labels)
     )
-    shapes = jax.eval_shape(lambda f, t: _features(f, t, group), factor, Chunks(x, scale, labels, 1))
+    shapes = jax.eval_shape(lambda f, t: features(f, t, group, cost), factor, Chunks(x, scale, labels, 1))
     return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(shapes))

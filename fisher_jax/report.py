@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fisher_jax import _checks
+from fisher_jax import _checks, moments
 from fisher_jax.fisher import FisherOperator
 from fisher_jax.results import EigenResult, Summary
 
@@ -10,7 +10,7 @@ from fisher_jax.results import EigenResult, Summary
 def summarize(F: FisherOperator, top: EigenResult) -> Summary:
     """Trace, mean eigenvalue, effective rank, exact zeros and the largest stable learning rate of a Fisher matrix.
 
-    - trace: exact, from per-sample gradients; mean eigenvalue `m = trace / P`.
+    - trace: exact; mean eigenvalue `m = trace / P`.
     - effective rank: `trace / λ_max`, the r₀ of Bartlett et al. (PNAS 117(48), 2020), between 1 and the rank.
     - zeros: eigenvalues that are zero whatever the weights: P minus the largest rank that the shapes, the likelihood's null
       space and the parameters without any gradient allow. More may be zero; none of these is rounding noise.
@@ -30,8 +30,8 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
         raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
     count = F.factor.outliers()
     known = len(top.values) > count and bool(top.converged[: count + 1].all()) and float(top.values[count]) > 0
-    _, touched, norms = (np.asarray(a, np.float64) for a in F.factor.row_moments())
-    trace = float(norms.sum())
+    touched = np.asarray(moments.touched(F.factor))
+    trace = float(F.trace())
     values = np.asarray(top.values, np.float64)[np.asarray(top.converged)]
     largest = float(values[0])
     rank_bound = min(F.factor.rank_bound(), int(np.count_nonzero(touched)))

@@ -42,6 +42,9 @@ class View:
             p = step(p)
         return p * self.scale if self.scale != 1.0 else p
 
+    def unscaled(self) -> "View":
+        return dataclasses.replace(self, scale=1.0)
+
     def back(self, cotangent: Array, like: Array) -> Array:
         """Gradient of the view -> gradient of the parameter."""
         return jax.linear_transpose(self, like)(cotangent)[0]
@@ -382,7 +385,7 @@ def _scan(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
 
 
 def _join_steps(values: Array, own: bool) -> Array:
-    """Stacked `(steps, B, T, ...)` -> `(steps · B, T, ...)` if every step has weights of its own, else `(B, steps · T, ...)`."""
+    """`(steps, B, T, ...)` -> `(steps · B, T, ...)` if every step has weights of its own, else `(B, steps · T, ...)`."""
     steps, B, T, *rest = values.shape
     return values.reshape(steps * B, T, *rest) if own else jnp.moveaxis(values, 0, 1).reshape(B, steps * T, *rest)
 
@@ -443,7 +446,8 @@ def _cond(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
         def body(values: list[Any]) -> Any:
             perturbations = walk.perturbations
             if perturbations is not None:
-                perturbations = {("site", n): perturbations["site", int(starts[number]) + n] for n in range(len(inputs[number]))}
+                first, count = int(starts[number]), len(inputs[number])
+                perturbations = {("site", n): perturbations["site", first + n] for n in range(count)}
             results, inner = run(branches[number], perturbations, values)
             captured = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), a) for a in inputs]
             captured[number] = inner.inputs

@@ -49,7 +49,7 @@ def spectrum(
     rows, size = F.factor.shape
     vectors = _checks.integer("spectrum", "vectors", vectors, 0, min(rows, size))
     n = rows if by else min(rows, size)
-    names, groups = _groups(F, by) if by else ([], [])
+    names, groups = group_parameters(F, by) if by else ([], [])
     # The matrix (one for each part, and their sum) and the copy that LAPACK works in; with vectors its workspace.
     copies = (2 if by is None else len(names) + 2) + (2 if vectors else 0)
     itemsize = np.dtype(F.dtype).itemsize
@@ -76,7 +76,8 @@ def spectrum(
     return _solve(F, matrix, dual, vectors, size)
 
 
-def _groups(F: FisherOperator, by: str) -> tuple[list[str], list[list[int]]]:
+def group_parameters(F: FisherOperator, by: str) -> tuple[list[str], list[list[int]]]:
+    """Names of layers or blocks, and the numbers of the parameters of each."""
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(F.factor.jacobian.network.paths):
         parts = path.split("/")
@@ -101,12 +102,12 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
         values, U = scipy.linalg.eigh(host.T, overwrite_a=True, check_finite=False, driver="evd")
         rows = jnp.asarray(U[:, ::-1][:, :vectors].T)
         if dual:
-            meaningful = jnp.asarray(values[::-1][:vectors] > _floor(values, n, host.dtype))
+            meaningful = jnp.asarray(values[::-1][:vectors] > dense_floor(values, host.dtype))
             rows = complete(lift(F, rows), vectors, meaningful, jax.random.key(0))
         lifted = rows.T
     else:
         values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")
-    floor = _floor(values, n, host.dtype)
+    floor = dense_floor(values, host.dtype)
     values = values[::-1]
     kept = values[values > floor]
     rank = min(size, F.factor.rank_bound())
@@ -125,6 +126,6 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
     )
 
 
-def _floor(values: np.ndarray, n: int, dtype: Any) -> float:
+def dense_floor(values: np.ndarray, dtype: Any) -> float:
     """Rounding in the entries of the matrix and in LAPACK: several times what float64 shows up to n = 3000."""
-    return 8 * linalg.eps(dtype) * max(1.0, n**0.5 / 4) * float(np.abs(values).max(initial=0.0))
+    return 8 * linalg.eps(dtype) * max(1.0, values.size**0.5 / 4) * float(np.abs(values).max(initial=0.0))

@@ -100,7 +100,7 @@ def layers_of_cells(p, x):
 
 
 def looped_lookup(p, x):
-    """Tables looked up in a loop: one that all steps share and one for every step; a shared weight with biases of its own."""
+    """Tables looked up in a loop, one for all steps and one for every step; a shared weight with biases of its own."""
 
     def step(h, item):
         token, table, bias = item
@@ -219,7 +219,12 @@ MODELS = {
         VECTOR,
         {"outer": 2},
     ),
-    "recurrent": (recurrent, {"u": normal(4, 4), "w": normal(3, 4), "b": normal(4), "v": normal(4, 2)}, SERIES, {"sites": 3}),
+    "recurrent": (
+        recurrent,
+        {"u": normal(4, 4), "w": normal(3, 4), "b": normal(4), "v": normal(4, 2)},
+        SERIES,
+        {"sites": 3},
+    ),
     "deep scan": (deep_scan, {"w": normal(6, 5, 5), "b": normal(6, 5)}, VECTOR, {"outer": 1}),
     "layers of cells": (
         layers_of_cells,
@@ -294,8 +299,11 @@ def check_gram(name, dtype):
         assert oracle.relative(sum(gram(F.factor, groups=groups)), truth) <= 100 * oracle.eps(dtype)
 
 
+LOOPS = ["recurrent", "layers of cells", "looped lookup"]
+
+
 @pytest.mark.parametrize("kind", ["outer", "rows"])
-@pytest.mark.parametrize("name", ["residual", "conv grouped", "channels first", "attention", "embedding", "experts", "recurrent", "layers of cells", "looped lookup"])
+@pytest.mark.parametrize("name", [*LOOPS, "residual", "conv grouped", "channels first", "attention", "embedding", "experts"])
 def test_either_kernel_gives_the_same(name, kind, x64, monkeypatch):
     monkeypatch.setattr("fisher_jax.gram.operations", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
     jax.clear_caches()

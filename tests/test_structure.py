@@ -12,8 +12,8 @@ LAYERS = [
     {"_record", "_checks"},
     {"linalg", "operators", "results", "likelihoods", "functional"},
     {"factor", "krylov", "sites"},
-    {"fisher", "gram", "solvers"},
-    {"plan", "plot", "report", "spectrum"},
+    {"fisher", "gram", "moments", "solvers"},
+    {"kfac", "plan", "plot", "report", "spectrum"},
     {"cli"},
 ]
 # Within a row, the order of the files.
@@ -26,10 +26,12 @@ ORDER = {
     "report": 0,
     "plot": 1,
     "gram": 0,
-    "fisher": 1,
-    "solvers": 1,
+    "moments": 1,
+    "fisher": 2,
+    "solvers": 2,
     "spectrum": 0,
     "plan": 1,
+    "kfac": 1,
 }
 # The Flax side: used by the command line only.
 APPLICATION = {"models", "data"}
