@@ -14,6 +14,8 @@ from fisher_jax.fisher import ggn as ggn
 from fisher_jax.fisher import gradient_covariance as gradient_covariance
 from fisher_jax.fisher import hessian as hessian
 from fisher_jax.functional import Function as Function
+from fisher_jax.functional import Stage as Stage
+from fisher_jax.functional import Streamed as Streamed
 from fisher_jax.functional import from_linen as from_linen
 from fisher_jax.kfac import kfac_spectrum as kfac_spectrum
 from fisher_jax.kfac import kronecker_factors as kronecker_factors
@@ -35,6 +37,7 @@ from fisher_jax.results import load as load
 from fisher_jax.results import save as save
 from fisher_jax.solvers import Auto as Auto
 from fisher_jax.solvers import Dense as Dense
+from fisher_jax.solvers import Gram as Gram
 from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisher_jax import _checks, linalg, moments
+from fisher_jax import _checks, linalg, moments, streamed
 from fisher_jax._record import record
 from fisher_jax.factor import (
     ROW_BATCH_BYTES,
@@ -24,8 +24,8 @@ from fisher_jax.factor import (
     linearize_outputs,
     make_chunks,
 )
-from fisher_jax.functional import Network, Selection, check_rules, network, output_structure
-from fisher_jax.gram import gram
+from fisher_jax.functional import Network, Selection, Streamed, check_rules, network, output_structure
+from fisher_jax.gram import Reporter, gram
 from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import LinearOperator, require_room
 
@@ -99,9 +99,17 @@ class FisherOperator(LinearOperator):
         """Eigenvectors of K `(N·C, k)` -> those of F, not normalized: `Aᵀ U`."""
         return self.factor.rmatmat(U)
 
-    def gram(self) -> Array:
-        """The dual matrix K = A Aᵀ as an array `(N·C, N·C)`, from the layers where they have structure."""
-        return gram(self.factor)[0]
+    def gram(self, *, tile: int | None = None, progress: Reporter | None = None) -> Array:
+        """The dual matrix K = A Aᵀ as an array `(N·C, N·C)`, from the layers where they have structure.
+
+        Args:
+            tile: samples in a tile; chosen unless given. progress: called with (tiles done, tiles in all).
+        """
+        return self.grams(tile=tile, progress=progress)[0]
+
+    def grams(self, groups: Any = None, *, tile: int | None = None, progress: Reporter | None = None) -> list[Array]:
+        """K in parts: one matrix for each group of parameter numbers; their sum is K."""
+        return gram(self.factor, groups=groups, tile=tile, progress=progress)
 
     def dense(self) -> Array:
         """F as an array `(P, P)`, from explicit per-sample gradients."""
@@ -110,7 +118,10 @@ class FisherOperator(LinearOperator):
 
     def trace(self) -> Array:
         """Exact trace, from layer inputs and output cotangents: the sum of the squared rows of A."""
-        return _total(moments.row_norms(self.factor))
+        return _total(self._row_norms(self.factor))
+
+    def _row_norms(self, factor: Factor) -> Array:
+        return moments.row_norms(factor)
 
     def diagonal(self) -> Array:
         """Exact diagonal `(P,)`, from layer inputs and output cotangents."""
@@ -127,12 +138,35 @@ class FisherOperator(LinearOperator):
         count = jnp.sum(jnp.any(data.scale.reshape(*data.scale.shape[:2], -1) != 0, axis=-1))
         scale = jnp.ones_like(data.scale) if data.scale.ndim == 2 else data.scale * jnp.sqrt(count).astype(self.dtype)
         jacobian = dataclasses.replace(factor.jacobian, data=dataclasses.replace(data, scale=scale))
-        norms = moments.row_norms(dataclasses.replace(factor, jacobian=jacobian))
+        norms = self._row_norms(dataclasses.replace(factor, jacobian=jacobian))
         return jnp.sqrt(norms).reshape(data.samples, -1)
 
     def unravel(self, v: Any) -> Any:
         """A vector `(P,)` as the model's parameter pytree; parameters not selected by `where` are zero."""
         return self.factor.jacobian.network.unravel(jnp.asarray(v, self.dtype))
+
+
+@jax.tree_util.register_static
+class StreamedFisher(FisherOperator):
+    """The Fisher matrix of a network whose weights are not kept: K, its spectrum, trace and diagonal; no products."""
+
+    dual = None
+
+    def matmat(self, V: Array) -> Array:
+        return self.factor.jacobian.network.split(V)
+
+    def dense(self) -> Array:
+        return self.factor.jacobian.network.split(self)
+
+    def grams(self, groups: Any = None, *, tile: int | None = None, progress: Reporter | None = None) -> list[Array]:
+        return streamed.streamed_gram(self.factor, groups=groups, tile=tile, progress=progress)
+
+    def _row_norms(self, factor: Factor) -> Array:
+        return sum(streamed.over_stages(factor, moments.row_norms))  # type: ignore[return-value]
+
+    def diagonal(self) -> Array:
+        require_room("fisher.diagonal", 2, self.size, self.dtype)
+        return jnp.concatenate(streamed.over_stages(self.factor, moments.diagonal))
 
 
 @record
@@ -303,7 +337,8 @@ def fisher(
     of size P² is formed.
 
     Args:
-        model: an `nnx.Module` in evaluation mode, `fj.from_linen(module, variables)` or `fj.Function(apply, params)`.
+        model: an `nnx.Module` in evaluation mode, `fj.from_linen(module, variables)`, `fj.Function(apply, params)`, or
+            `fj.Streamed(stages)`, for which K, spectrum, trace and diagonal exist but no products.
         x: inputs, array or pytree of arrays with leading axis N.
         likelihood: `fj.Gaussian()`, `fj.Categorical()`, `fj.Bernoulli()`, `fj.Poisson()` or your own.
         kind: `fj.Exact()`, `fj.MonteCarlo(draws, key)` or `fj.Empirical(y)`.
@@ -327,6 +362,8 @@ def fisher(
         raise _checks.fail(
             where_called, f"likelihood={likelihood!r} is not a likelihood", "give fj.Categorical(), fj.Gaussian(), ..."
         )
+    if isinstance(model, Streamed) and (where is not None or mesh is not None or chunk != "auto"):
+        raise _checks.fail(where_called, "a streamed model takes neither where, chunk nor mesh", "leave them out")
     net, x, samples, outputs = _inputs(model, x, where, where_called)
     if likelihood.null_dimensions and any(a.shape[-1] <= likelihood.null_dimensions for a in jax.tree.leaves(outputs)):
         raise _checks.fail(
@@ -343,6 +380,9 @@ def fisher(
         labels = None
     else:
         raise _checks.fail(where_called, f"kind={kind!r}", "give fj.Exact(), fj.MonteCarlo(...) or fj.Empirical(y)")
+    if isinstance(model, Streamed):
+        data = make_chunks(x, scale, labels, samples, samples, None)
+        return StreamedFisher(Factor(Jacobian(net, data, None, OutputSpace.of(outputs)), likelihood))
     jacobian = _jacobian(net, x, scale, labels, samples, outputs, chunk, mesh, where_called)
     return FisherOperator(Factor(jacobian, likelihood))
 
@@ -459,7 +499,7 @@ def _pair(xy: Any, where: str) -> tuple[Any, Any]:
 
 def _inputs(model: Any, x: Any, select: Any, where: str) -> tuple[Network, Any, int, Any]:
     """Checked network, inputs as arrays, number of samples, output structure of one sample."""
-    net = network(model, where, select)
+    net: Any = streamed.StreamedNetwork(model) if isinstance(model, Streamed) else network(model, where, select)
     if isinstance(x, (list, tuple)) and any(np.ndim(a) == 0 for a in jax.tree.leaves(x)):
         x = np.asarray(x)  # nested lists of numbers
     x = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else np.asarray(a), x)
@@ -470,7 +510,8 @@ def _inputs(model: Any, x: Any, select: Any, where: str) -> tuple[Network, Any, 
     x = jax.tree.map(_canonical, x)
     _checks.finite(where, "x", x, "clean the data")
     outputs = output_structure(net, x, where)
-    if not _checks.traced((net, x)):
+    # A streamed network's stages act sample by sample by contract: trying it out takes minutes.
+    if not isinstance(model, Streamed) and not _checks.traced((net, x)):
         check_rules(net, x, where)
     return net, x, lengths.pop(), outputs
 
@@ -565,6 +606,9 @@ def _draw_labels(net: Network, x: Any, likelihood: Likelihood, kind: MonteCarlo)
     def draw(index: Array, z: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(kind.key, index), kind.draws)
         return jax.vmap(lambda k: likelihood.sample(k, z))(keys)
+
+    if isinstance(net, streamed.StreamedNetwork):
+        return jax.vmap(draw)(jnp.arange(samples), net((), x))
 
     def one(index: Array, x: Any) -> Any:
         z = jax.tree.map(lambda a: a[0], _outputs_of(net, jax.tree.map(lambda a: a[None], x)))

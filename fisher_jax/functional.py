@@ -38,6 +38,36 @@ class Function:
         return self.apply(self.params, x)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a streamed network: `h ← apply(init(state), h)`.
+
+    Args:
+        name: the path of its parameters starts with it.
+        init: `init(state)` makes the parameters, the same every time.
+        apply: `apply(params, h)` on a batch, sample by sample. Both hashable; stages with equal ones share a compilation.
+        state: what the parameters are made from, arrays such as a random key.
+    """
+
+    name: str
+    init: Callable[[Any], Any]
+    apply: Callable[[Any, Any], Any]
+    state: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """A network as a chain of stages whose weights are made anew whenever they are needed: it may be larger than memory.
+
+    `fj.spectrum` and `F.gram()` take it; products with vectors of parameter space do not exist.
+
+    Args:
+        stages: the first maps the inputs, the last gives the outputs `(N, C)`.
+    """
+
+    stages: tuple[Stage, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class _NnxApply:
     """Rebuild an nnx.Module and call it; compared by graph definition, so equal modules share a compilation."""

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 
 from fisher_jax import _checks, linalg
-from fisher_jax.fisher import FisherOperator
+from fisher_jax.fisher import FisherOperator, StreamedFisher
 from fisher_jax.moments import Kronecker, kronecker
 from fisher_jax.results import Spectrum, provenance
 from fisher_jax.spectrum import dense_floor, group_parameters, spectrum
@@ -86,6 +86,8 @@ def kfac_spectrum(F: FisherOperator, *, by: str | None = None) -> Any:
 def _factor(where: str, F: Any) -> Any:
     if not isinstance(F, FisherOperator):
         raise _checks.fail(where, f"F is a {type(F).__name__}", "give fj.fisher(...)")
+    if isinstance(F, StreamedFisher):
+        raise _checks.fail(where, "F is that of a streamed network", "build the model without streamed=True")
     if F.factor.centre is not None:
         raise _checks.fail(where, "F is a centred gradient covariance, without Kronecker factors", "give fj.fisher(...)")
     return F.factor

@@ -7,64 +7,79 @@ import jax
 import jax.numpy as jnp
 
 from fisher_jax import _checks, linalg
-from fisher_jax.fisher import FisherOperator
+from fisher_jax.fisher import FisherOperator, StreamedFisher
 from fisher_jax.gram import feature_bytes, layout, tile_samples
 from fisher_jax.results import Plan
-from fisher_jax.spectrum import MAX_SIZE
+from fisher_jax.spectrum import MAX_SIZE, group_parameters
+from fisher_jax.streamed import stage_shapes
 
 # LAPACK reduces to tridiagonal form half in matrix-vector products: its rate over that of a matrix product, on a CPU.
 LAPACK_SHARE = 0.2
 
 
-def plan(F: FisherOperator) -> Plan:
-    """Operations, bytes, expected seconds and the kernel of every parameter for `fj.spectrum(F)`; nothing is computed.
+def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
+    """Operations, bytes, expected seconds and every parameter's kernel for `fj.spectrum(F, by=by)`; nothing is computed.
 
     Times come from the rate of a matrix product measured once per process; expect them within a factor of two or three.
 
     Args:
-        F: from `fj.fisher` or `fj.gradient_covariance`.
+        F: from `fj.fisher` or `fj.gradient_covariance`. by: as in `fj.spectrum`.
 
     Returns:
         Plan, which prints itself; `plan.fits` says whether `fj.spectrum` would start.
     """
     if not isinstance(F, FisherOperator):
         raise _checks.fail("plan", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
-    factor = F.factor
-    network, itemsize = factor.jacobian.network, jnp.dtype(F.dtype).itemsize
+    if by not in (None, "layer", "block"):
+        raise _checks.fail("plan", f"by={by!r} is not known", 'give "layer", "block" or None')
+    factor, itemsize = F.factor, jnp.dtype(F.dtype).itemsize
     (rows, size), samples, R = factor.shape, factor.jacobian.data.samples, factor.rows_per_sample
-    dual = rows <= size
-    n = min(rows, size)
-    group = (0,) * len(network.params)
-    found = layout(factor, group)
-    per_sample = feature_bytes(factor, group)
-    c = tile_samples(factor, per_sample)
-    forward = 2.0 * sum(s.shape[0] * s.shape[1] * (1 if s.lookup else s.shape[2]) * s.shape[3] for s in found.found.sites)
-    matrix = sum(k.operations for k in found.kernels) if dual else float(rows) * size**2
+    paths, free = factor.jacobian.network.paths, linalg.free_memory()
+    streamed = isinstance(F, StreamedFisher)
+    dual = rows <= size or by is not None or streamed
+    n = rows if dual else size
+    groups = [range(len(paths))] if by is None else group_parameters(F, by)[1]
+    parts = len(groups)
+
+    forward, passes, matrix, features, weights, kernels = 0.0, R + 1, 0.0, 0, 0, []
+    for first, piece in stage_shapes(factor) if streamed else [(0, factor)]:
+        count = len(piece.jacobian.network.params)
+        group = tuple(next(g for g, members in enumerate(groups) if first + i in members) for i in range(count))
+        chosen = layout(piece, group)
+        per_sample = feature_bytes(piece, group)
+        kept = per_sample * samples <= free // 4
+        features = max(features, per_sample * samples if kept else 2 * tile_samples(piece, per_sample) * per_sample)
+        forward += 2.0 * sum(
+            s.shape[0] * s.shape[1] * (1 if s.lookup else s.shape[2]) * s.shape[3] for s in chosen.found.sites
+        )
+        matrix += sum(k.operations for k in chosen.kernels)
+        kernels += [
+            (" + ".join(paths[first + i] for i in k.parameters), k.kind, k.operations, k.reason) for k in chosen.kernels
+        ]
+        weights = max(weights, sum(p.size for p in piece.jacobian.network.params) * itemsize)
+    if streamed:
+        # The weights of one stage and what they are made from; inputs of all stages; cotangents on both its sides.
+        widths = [a.size for _, piece in stage_shapes(factor) for a in jax.tree.leaves(piece.jacobian.data.x)]
+        features += 2 * weights + (sum(widths) + 2 * R * max(widths)) * itemsize
+        passes = 2 * R + 2
     operations = {
-        "layer inputs and cotangents": samples * (R + 1) * forward,
-        "matrix": matrix,
-        "diagonalization": 4 / 3 * float(n) ** 3,
+        "layer inputs and cotangents": samples * passes * forward,
+        "matrix": matrix if dual else float(rows) * size**2,
+        "diagonalization": (1 if by is None else parts + 1) * 4 / 3 * float(n) ** 3,
     }
     rate = matmul_rate()
-    seconds = (operations["layer inputs and cotangents"] + matrix) / rate + operations["diagonalization"] / (
-        LAPACK_SHARE * rate
-    )
-    free = linalg.free_memory()
-    features = per_sample * samples
-    kept = features <= free // 4
-    peak = 2 * n * n * itemsize + (features if kept else 2 * c * per_sample)
-    fitting = min(MAX_SIZE, int((free / 2 / itemsize) ** 0.5))
-    paths = network.paths
-    kernels = tuple((" + ".join(paths[i] for i in k.parameters), k.kind, k.operations, k.reason) for k in found.kernels)
+    seconds = sum(count / (LAPACK_SHARE if stage == "diagonalization" else 1) for stage, count in operations.items()) / rate
+    matrices = 2 if by is None else parts + 2
+    fitting = min(MAX_SIZE, int((free / matrices / itemsize) ** 0.5))
     return Plan(
         route="dual" if dual else "primal",
         size=size,
         dual_size=rows,
-        kernels=kernels,
+        kernels=tuple(kernels),
         operations=tuple(operations.items()),
         matrix_bytes=n * n * itemsize,
-        feature_bytes=features if kept else 2 * c * per_sample,
-        peak_bytes=peak,
+        feature_bytes=features,
+        peak_bytes=matrices * n * n * itemsize + features,
         free_bytes=free,
         rate=rate,
         seconds=seconds,

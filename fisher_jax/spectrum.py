@@ -8,15 +8,17 @@ import numpy as np
 import scipy.linalg
 
 from fisher_jax import _checks, linalg
-from fisher_jax.fisher import FisherOperator
-from fisher_jax.gram import Reporter, gram
+from fisher_jax.fisher import FisherOperator, StreamedFisher
+from fisher_jax.gram import Reporter
 from fisher_jax.results import Spectrum, provenance
 from fisher_jax.solvers.base import complete, lift
 
 Array = jax.Array
 
-# LAPACK's divide and conquer uses 32-bit sizes of workspace, which end at n² = 2³¹.
+# The matrix itself has at most 2³¹ entries, as far as LAPACK's 32-bit indices are known to reach.
 MAX_SIZE = 46_000
+# With vectors, divide and conquer states its workspace of 1 + 6 n + 2 n² numbers as a 32-bit integer.
+MAX_SIZE_WITH_VECTORS = 32_000
 
 
 def spectrum(
@@ -48,21 +50,28 @@ def spectrum(
         raise _checks.fail("spectrum", f"by={by!r} is not known", 'give "layer", "block" or None')
     rows, size = F.factor.shape
     vectors = _checks.integer("spectrum", "vectors", vectors, 0, min(rows, size))
-    n = rows if by else min(rows, size)
+    kept = not isinstance(F, StreamedFisher)
+    if vectors and not kept:
+        raise _checks.fail("spectrum", f"vectors={vectors} of a streamed network", "leave vectors out")
+    n = rows if by or not kept else min(rows, size)
     names, groups = group_parameters(F, by) if by else ([], [])
     # The matrix (one for each part, and their sum) and the copy that LAPACK works in; with vectors its workspace.
     copies = (2 if by is None else len(names) + 2) + (2 if vectors else 0)
     itemsize = np.dtype(F.dtype).itemsize
-    largest = min(MAX_SIZE, int((linalg.free_memory() / copies / itemsize) ** 0.5))
+    addressed, free = MAX_SIZE_WITH_VECTORS if vectors else MAX_SIZE, linalg.free_memory()
+    largest = min(addressed, int((free / copies / itemsize) ** 0.5))
     if n > largest:
+        taken, free = copies * n * n * itemsize / 2**30, free / 2**30
         raise _checks.fail(
             "spectrum",
-            f"{copies} matrices of {n} x {n} numbers take {copies * n * n * itemsize / 2**30:.1f} GiB of "
-            f"{linalg.free_memory() / 2**30:.1f} GiB free, or more than LAPACK can address",
-            f"take N <= {largest // F.factor.rows_per_sample} samples, or fj.eigsh(F, k, key=key) for the largest",
+            f"{n} x {n} is more than LAPACK addresses ({addressed})"
+            if n > addressed
+            else f"{copies} matrices of {n} x {n} numbers take {taken:.1f} GiB of {free:.1f} GiB free",
+            f"take N <= {largest // F.factor.rows_per_sample} samples, or for the largest fj.eigsh(F, k, key=key), with "
+            "method=fj.Gram() to store K",
         )
     if by:
-        matrices = dict(zip(names, gram(F.factor, groups=groups, tile=tile, progress=progress), strict=True))
+        matrices = dict(zip(names, F.grams(groups, tile=tile, progress=progress), strict=True))
         sizes = {
             name: sum(F.factor.jacobian.network.params[i].size for i in g) for name, g in zip(names, groups, strict=True)
         }
@@ -71,8 +80,8 @@ def spectrum(
         for name in names:
             result[name] = _solve(F, matrices.pop(name), True, 0, sizes[name])
         return result
-    dual = rows <= size
-    matrix = gram(F.factor, tile=tile, progress=progress)[0] if dual else F.dense()
+    dual = rows <= size or not kept
+    matrix = F.gram(tile=tile, progress=progress) if dual else F.dense()
     return _solve(F, matrix, dual, vectors, size)
 
 
@@ -90,8 +99,12 @@ def group_parameters(F: FisherOperator, by: str) -> tuple[list[str], list[list[i
 
 
 def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) -> Spectrum:
-    """Diagonalize K or F in LAPACK, which works in the one copy made here: transposed, in the column order it needs."""
+    """Diagonalize K or F in LAPACK, which works in the one copy made here: transposed, in the column order it needs.
+
+    The matrix is freed: while LAPACK runs there is one.
+    """
     host = np.array(matrix)
+    matrix.delete()
     n = host.shape[0]
     if not np.isfinite(host.ravel()[:: n + 1]).all():
         raise _checks.fail("spectrum", "the matrix has NaN or infinity", "check the weights, the data and the scale")

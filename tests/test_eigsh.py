@@ -427,3 +427,22 @@ def test_no_warning_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fj.eigsh(operator, 3, key=KEY)
+
+
+def test_gram_stores_the_dual(x64):
+    """Every product of the iteration is with the stored K; vectors and residuals are those of F."""
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    params = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(5, 60))), "v": jnp.ones((60, 3)) / 8}
+    model = fj.Function(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], params)
+    F = fj.fisher(model, x, fj.Gaussian())
+    found = fj.eigsh(F, 5, method=fj.Gram(), key=jax.random.key(0))
+    truth = np.linalg.eigvalsh(np.asarray(F.dense()))[::-1][:5]
+    assert found.converged.all() and (np.abs(np.asarray(found.values) - truth) <= np.asarray(found.bounds)).all()
+    V = np.asarray(found.vectors)
+    assert np.linalg.norm(np.asarray(F @ V) - V * truth, axis=0).max() <= 1e-6 * truth[0]
+    assert found.method.startswith("Gram")
+    with pytest.raises(fj.ArgumentError, match="has no layers to build K from"):
+        fj.eigsh(fj.MatrixOperator(np.eye(4)), 1, method=fj.Gram(), key=jax.random.key(0))
+    few = fj.fisher(fj.Function(lambda p, x: x @ p, jnp.ones((5, 1))), x, fj.Gaussian())
+    with pytest.raises(fj.ArgumentError, match="K is 40 x 40, F 5"):
+        fj.eigsh(few, 1, method=fj.Gram(), key=jax.random.key(0))

@@ -1,6 +1,7 @@
 """Whole spectra against the dense matrix and against explicit Jacobians."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,13 @@ def test_refusals(monkeypatch):
         fj.spectrum(F.dual)
     with pytest.raises(fj.ArgumentError, match="vectors=22 exceeds 21"):
         fj.spectrum(F, vectors=22)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["fisher_jax.spectrum"], "MAX_SIZE", 20)
+        with pytest.raises(fj.ArgumentError, match=r"21 x 21 is more than LAPACK addresses \(20\); take N <= 6 .*fj.Gram"):
+            fj.spectrum(F)
+        patch.setattr(sys.modules["fisher_jax.spectrum"], "MAX_SIZE_WITH_VECTORS", 19)
+        with pytest.raises(fj.ArgumentError, match=r"addresses \(19\)"):
+            fj.spectrum(F, vectors=1)
     monkeypatch.setattr("fisher_jax.linalg.free_memory", lambda: 1000)
     with pytest.raises(fj.ArgumentError, match=r"spectrum: 2 matrices of 21 x 21 numbers take .* take N <= 3 samples"):
         fj.spectrum(F)

@@ -11,6 +11,7 @@ from fisher_jax.models.checkpoint import load_weights as load_weights
 from fisher_jax.models.checkpoint import save_weights as save_weights
 from fisher_jax.models.mlp import MLP as MLP
 from fisher_jax.models.resmlp import ResMLP as ResMLP
+from fisher_jax.models.streaming import stream
 
 MODELS: dict[str, Any] = {"mlp": MLP, "resmlp": ResMLP}
 
@@ -23,17 +24,19 @@ def options(name: str) -> dict[str, Any]:
     return {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
 
-def build(name: str, *, inputs: int, outputs: int, key: jax.Array, **chosen: Any) -> Any:
+def build(name: str, *, inputs: int, outputs: int, key: jax.Array, streamed: bool = False, **chosen: Any) -> Any:
     """A network at initialization.
 
     Args:
         name: one of `MODELS`: "mlp", "resmlp".
         inputs: features of a sample. outputs: of the network.
         key: JAX random key for the weights.
+        streamed: do not store the weights but make them from the key whenever they are needed, layer by layer: for
+            `fj.spectrum` of networks larger than memory.
         chosen: options of the model, see its class.
 
     Returns:
-        nnx.Module in evaluation mode, mapping `(N, inputs)` to `(N, outputs)`.
+        nnx.Module in evaluation mode, mapping `(N, inputs)` to `(N, outputs)`; or the `fj.Streamed` of equal weights.
 
     Raises:
         ArgumentError: unknown model or option, or a value that does not fit.
@@ -47,6 +50,8 @@ def build(name: str, *, inputs: int, outputs: int, key: jax.Array, **chosen: Any
     for counted in ("depth", "width"):
         if chosen.get(counted) is not None:
             _checks.integer(f"model {name}", counted, chosen[counted], 1)
+    if streamed:
+        return stream(MODELS[name].pieces(inputs=inputs, outputs=outputs, **(known | chosen)), key)
     model = MODELS[name](inputs=inputs, outputs=outputs, rngs=nnx.Rngs(params=key), **chosen)
     model.eval()
     return model

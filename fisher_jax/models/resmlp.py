@@ -1,10 +1,15 @@
 """Residual perceptrons with a skip over one or two layers."""
 
+import dataclasses
+from typing import Any
+
 import jax
 from flax import nnx
 
 from fisher_jax import _checks
 from fisher_jax.models.blocks import Linear, activation
+from fisher_jax.models.mlp import readout
+from fisher_jax.models.streaming import Piece
 
 
 class ResMLP(nnx.Module):
@@ -46,37 +51,77 @@ class ResMLP(nnx.Module):
         scale: float = 1.0,
         gain: float = 1.0,
     ):
-        if skip not in (1, 2):
-            raise _checks.fail("resmlp", f"skip={skip!r} is not 1 or 2", "choose skip=1 or skip=2")
-        if form not in ("pre", "post", "linear"):
-            raise _checks.fail("resmlp", f"form={form!r} is unknown", "choose pre, post or linear")
-        embedded = skip == 1 and form != "post"
-        if not embedded and width not in (None, inputs):
-            raise _checks.fail(
-                "resmlp", f"width={width} differs from the {inputs} inputs", "leave width out: the stream starts as x itself"
-            )
-        width = inputs if width is None else width
-        self.skip, self.form, self.scale, self.gain = skip, form, scale, gain
-        self.activation = _activation("resmlp", "linear" if skip == 1 and form == "linear" else activation)
+        width, embedded, self.block = _block(inputs, width, skip, form, activation, scale, gain)
         self.embed = Linear(inputs, width, input_variance, rngs=rngs) if embedded else None
         self.blocks = nnx.List(
             [nnx.List([Linear(width, width, s, rngs=rngs) for s in variances[:skip]]) for _ in range(depth)]
         )
         self.readout = Linear(width, outputs, readout_variance, rngs=rngs)
 
-    def branch(self, block: nnx.List, h: jax.Array) -> jax.Array:
-        if self.skip == 2:
-            first, second = block
-            return second(self.activation(self.gain * first(h)))
-        if self.form == "post":
-            return self.activation(self.gain * block[0](h))
-        return block[0](self.activation(self.gain * h))
-
     def __call__(self, x: jax.Array) -> jax.Array:
         h = x if self.embed is None else self.embed(x)
-        for block in self.blocks:
-            h = h + self.scale * self.branch(block, h)
+        for layers in self.blocks:
+            h = self.block(layers, h)
         return self.readout(h)
+
+    @staticmethod
+    def pieces(
+        *,
+        inputs: int,
+        outputs: int,
+        depth: int,
+        variances: tuple[float, float],
+        input_variance: float,
+        readout_variance: float,
+        skip: int,
+        **options: Any,
+    ) -> list[Piece]:
+        """Embedding, blocks and readout one by one, for a network that is streamed."""
+        width, embedded, block = _block(inputs, skip=skip, **options)
+        layers = tuple((width, width, s, None) for s in variances[:skip])
+        first = [Piece("embed", (inputs, width, input_variance, None), readout)] if embedded else []
+        blocks = [Piece(f"blocks/{i}", layers, block) for i in range(depth)]
+        return [*first, *blocks, Piece("readout", (width, outputs, readout_variance, None), readout)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """`h + a · branch(h)`."""
+
+    skip: int
+    form: str
+    activation: Any
+    scale: float
+    gain: float
+
+    def __call__(self, layers: Any, h: jax.Array) -> jax.Array:
+        return h + self.scale * self.branch(layers, h)
+
+    def branch(self, layers: Any, h: jax.Array) -> jax.Array:
+        if self.skip == 2:
+            first, second = layers
+            return second(self.activation(self.gain * first(h)))
+        if self.form == "post":
+            return self.activation(self.gain * layers[0](h))
+        return layers[0](self.activation(self.gain * h))
+
+
+def _block(
+    inputs: int, width: int | None, skip: int, form: str, activation: str, scale: float, gain: float
+) -> tuple[int, bool, Block]:
+    """(width, is there an embedding, the block) of the options."""
+    if skip not in (1, 2):
+        raise _checks.fail("resmlp", f"skip={skip!r} is not 1 or 2", "choose skip=1 or skip=2")
+    if form not in ("pre", "post", "linear"):
+        raise _checks.fail("resmlp", f"form={form!r} is unknown", "choose pre, post or linear")
+    embedded = skip == 1 and form != "post"
+    if not embedded and width not in (None, inputs):
+        raise _checks.fail(
+            "resmlp", f"width={width} differs from the {inputs} inputs", "leave width out: the stream starts as x itself"
+        )
+    width = inputs if width is None else width
+    act = _activation("resmlp", "linear" if skip == 1 and form == "linear" else activation)
+    return width, embedded, Block(skip, form, act, scale, gain)
 
 
 _activation = activation

@@ -4,4 +4,5 @@ from fisher_jax.solvers.api import eigsh as eigsh
 from fisher_jax.solvers.auto import Auto as Auto
 from fisher_jax.solvers.base import Progress as Progress
 from fisher_jax.solvers.dense import Dense as Dense
+from fisher_jax.solvers.gram import Gram as Gram
 from fisher_jax.solvers.lanczos import Lanczos as Lanczos

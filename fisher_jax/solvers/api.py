@@ -27,7 +27,7 @@ def eigsh(
     Args:
         operator: any `LinearOperator`: a Fisher operator, `fj.MatrixOperator(M)`, `fj.FunctionOperator(f, n)`.
         k: how many, 1 <= k <= size; with `above`, the most that may be returned.
-        method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Dense()`.
+        method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`.
         above: return every eigenvalue above this number, and search until none can have been missed.
         v0: start vector `(size,)`; random unless given.
         key: JAX random key, for the start and for the search for missed eigenvalues.
@@ -52,7 +52,9 @@ def eigsh(
     if isinstance(operator, FunctionOperator):
         _check_function(operator)
     if not hasattr(method, "solve"):
-        raise _checks.fail("eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...) or fj.Dense()")
+        raise _checks.fail(
+            "eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...), fj.Gram() or fj.Dense()"
+        )
     result = method.solve(operator, k, key=key, v0=v0, above=above, progress=progress)
     if not _checks.traced(result):
         _warn(result, above)
