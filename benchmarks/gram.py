@@ -1,15 +1,20 @@
-"""Benchmarks of the whole spectrum: building K against Jacobian-then-product, and how its cost grows.
+"""Benchmarks of the whole spectrum: building K against Jacobian-then-product, how its cost grows, and the largest problems.
 
-    python benchmarks/gram.py [--only mlp|resnet20|growth|full]
+    python benchmarks/gram.py [--only mlp|resnet20|transformer|growth|scale|streamed]
 
 Every method gives the same matrix (checked) from the same network and data, in this process, one after the other, after a
-run on few samples that compiles. PyTorch rows need the `bench` extra. Writes benchmarks/results/gram_<platform>.json.
+run on few samples that compiles. Rows of PyTorch, NNGeometry and ViViT need the `bench` extra and, for ViViT, `pip install
+--no-deps vivit-for-pytorch`. The parts `scale` and `streamed` run each problem in a process of its own, for its peak memory.
+Writes benchmarks/results/gram_<platform>.json.
 """
 
 import argparse
 import json
 import pathlib
 import resource
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +25,7 @@ import numpy as np
 from flax import nnx
 from resnet import ResNet20
 from run import digits_mlp, table
+from transformer import Transformer
 
 import fisher_jax as fj
 from fisher_jax.results import provenance
@@ -34,14 +40,18 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def matmul_rate() -> float:
+    """The best of several products, right beside what it is compared with: other tenants slow the machine at times."""
     a = jnp.ones((4096, 4096), jnp.float32)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     jax.block_until_ready(multiply(a))
-    return 2 * 4096**3 / min(seconds(lambda: multiply(a))[0] for _ in range(3))
+    return 2 * 4096**3 / min(seconds(lambda: multiply(a))[0] for _ in range(5))
 
 
-def by_jax(model: nnx.Module, x: np.ndarray) -> np.ndarray:
-    """`jax.jacrev` of one sample, vmapped over chunks; the product in BLAS, which knows that A Aᵀ is symmetric."""
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+def by_jax(model: nnx.Module, x: np.ndarray, blas: bool) -> np.ndarray:
+    """`jax.jacrev` of one sample, vmapped over chunks; the product in JAX, or in NumPy, which knows A Aᵀ is symmetric."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     pure = nnx.to_pure_dict(params)
 
@@ -58,85 +68,74 @@ def by_jax(model: nnx.Module, x: np.ndarray) -> np.ndarray:
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK]
         A[10 * start : 10 * (start + len(part))] = rows(pure, rest, jnp.asarray(part))
-    return A @ A.T / len(x)
+    if blas:
+        return A @ A.T / len(x)
+    return np.asarray(jax.jit(lambda A: jnp.matmul(A, A.T, precision="highest") / len(x))(A))
 
 
-def by_torch(model: Any, x: np.ndarray) -> np.ndarray | None:
-    """The same with `torch.func`, for the MLP."""
+def rivals() -> dict[str, Callable[[Any, np.ndarray], np.ndarray]]:
+    found: dict[str, Callable[[Any, np.ndarray], np.ndarray]] = {
+        "jax.jacrev, product in JAX": lambda model, x: by_jax(model, x, False),
+        "jax.jacrev, product in BLAS": lambda model, x: by_jax(model, x, True),
+    }
     try:
-        import torch  # type: ignore
+        import twins
     except ImportError:
-        return None
-    layers: list[Any] = []
-    for i, layer in enumerate(model.layers):
-        linear = torch.nn.Linear(*layer.kernel[...].shape, bias=layer.bias is not None)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(np.array(layer.kernel[...]).T.copy()))
-            if layer.bias is not None:
-                linear.bias.copy_(torch.from_numpy(np.array(layer.bias[...])))
-        layers += [linear] if i == len(model.layers) - 1 else [linear, torch.nn.ReLU()]
-    network = torch.nn.Sequential(*layers)
-    params = {k: v.detach() for k, v in network.named_parameters()}
-
-    def one(p: Any, row: Any) -> Any:
-        return torch.func.functional_call(network, p, (row[None],))[0]
-
-    jacobian = torch.func.vmap(torch.func.jacrev(one), (None, 0))
-    A = torch.empty((10 * len(x), sum(p.numel() for p in params.values())))
-    for start in range(0, len(x), CHUNK):
-        part = torch.from_numpy(np.array(x[start : start + CHUNK]))
-        J = jacobian(params, part)
-        A[10 * start : 10 * (start + len(part))] = torch.cat([v.reshape(10 * len(part), -1) for v in J.values()], dim=1)
-    return (A @ A.T / len(x)).numpy()
+        print("PyTorch is not installed: its rows are left out")
+        return found
+    return found | {
+        "torch.func.jacrev, product in BLAS": lambda model, x: twins.jacobian_product(model, x, CHUNK),
+        "NNGeometry": lambda model, x: twins.nngeometry_gram(model, x, len(x)),
+        "ViViT": twins.vivit_gram,
+    }
 
 
-def compare(name: str, model: Any, x: np.ndarray, torch: bool) -> list[dict[str, Any]]:
-    def operator(x: np.ndarray) -> Any:
-        return fj.fisher(model, x, fj.Gaussian())
-
-    F = operator(x)
-    plan = fj.plan(F)
-    rate = matmul_rate()
+def compare(name: str, model: Any, x: np.ndarray) -> list[dict[str, Any]]:
+    F = fj.fisher(model, x, fj.Gaussian())
+    counted = dict(fj.plan(F).operations)["matrix"]
     jax.block_until_ready(F.gram())
-    ours, K = min((seconds(F.gram) for _ in range(3)), key=lambda run: run[0])
-    counted = dict(plan.operations)["matrix"]
-    rows = [
-        {
-            "problem": name,
-            "method": "fisher_jax F.gram()",
-            "s": ours,
-            "ratio": 1.0,
-            "share of matmul rate": counted / ours / rate,
-            "difference": 0.0,
-        }
-    ]
-    rivals: list[tuple[str, Callable[..., Any]]] = [("jax.jacrev + BLAS", by_jax)]
-    if torch:
-        rivals.append(("torch.func + BLAS", by_torch))
-    for method, function in rivals:
-        if function(model, x[:CHUNK]) is None:
+    rate = matmul_rate()
+    runs = [seconds(F.gram) for _ in range(3)]
+    ours, K = statistics.median(s for s, _ in runs), np.asarray(runs[0][1])
+    rate = max(rate, matmul_rate())
+    row = {"problem": name, "method": "fisher_jax F.gram()", "s": ours, "ratio": 1.0, "difference": 0.0}
+    rows = [row | {"share of matmul rate": counted / ours / rate}]
+    for method, function in rivals().items():
+        try:
+            function(model, x[:CHUNK])
+        except Exception as error:  # what the others do not know how to do
+            print(f"{name}: {method} does not run: {type(error).__name__}: {str(error)[:80]}", flush=True)
             continue
         taken, other = seconds(lambda function=function: function(model, x))
-        difference = float(np.abs(np.asarray(K) - other).max() / np.abs(other).max())
-        assert difference < 1e-4, difference
-        rows.append(
-            {
-                "problem": name,
-                "method": method,
-                "s": taken,
-                "ratio": taken / ours,
-                "share of matmul rate": float("nan"),
-                "difference": difference,
-            }
-        )
+        difference = float(np.abs(K - other).max() / np.abs(other).max())
+        assert difference < 1e-4, (method, difference)
+        row = {"problem": name, "method": method, "s": taken, "ratio": taken / ours, "difference": difference}
+        rows.append(row | {"share of matmul rate": float("nan")})
+        print(f"{name}: {method}: {taken:.2f} s, {taken / ours:.1f} x", flush=True)
         del other
     return rows
 
 
-def resnet20(samples: int) -> tuple[Any, np.ndarray]:
+def mlp() -> list[dict[str, Any]]:
+    model, x, _ = digits_mlp()
+    return compare("digits MLP 64-256-256-10, N=1797", model, x)
+
+
+def resnet20() -> list[dict[str, Any]]:
     model = ResNet20(outputs=10, rngs=nnx.Rngs(0))
     model.eval()
-    return model, np.random.default_rng(0).normal(size=(samples, 32, 32, 3)).astype(np.float32)
+    return compare("ResNet-20, N=256", model, np.random.default_rng(0).normal(size=(256, 32, 32, 3)).astype(np.float32))
+
+
+def transformer() -> list[dict[str, Any]]:
+    """2.4 million parameters, sequences of 32 tokens."""
+    options = {"vocabulary": 64, "length": 32, "width": 256, "depth": 3, "heads": 8, "outputs": 10}
+    model = Transformer(**options, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).integers(0, 64, (64, 32)).astype(np.int32)
+    return compare("transformer, T=32, N=64", model, x)
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------
 
 
 def growth() -> list[dict[str, Any]]:
@@ -151,51 +150,111 @@ def growth() -> list[dict[str, Any]]:
 
     rows = []
     for name, settings in (
-        ("N", [(n, 10, 512) for n in (200, 400, 800)]),
-        ("C", [(200, c, 512) for c in (10, 20, 40)]),
+        ("N", [(n, 10, 512) for n in (400, 800, 1600)]),
+        ("C", [(400, c, 512) for c in (10, 20, 40)]),
         ("P", [(200, 10, w) for w in (1024, 2048, 4096)]),
     ):
         runs = [timed(*s) for s in settings]
         sizes = [s["NC".index(name)] if name != "P" else run[1] for s, run in zip(settings, runs, strict=True)]
         slope = np.polyfit(np.log(sizes), np.log([r[0] for r in runs]), 1)[0]
-        expected = {"N": 2, "C": 2, "P": 1}[name]
-        rows.append({"in": name, "sizes": str(sizes), "s": str([round(r[0], 3) for r in runs]), "exponent": float(slope)})
-        rows[-1]["at most, by the plan"] = expected
+        row = {"in": name, "sizes": str(sizes), "s": str([round(r[0], 3) for r in runs]), "exponent": float(slope)}
+        rows.append(row | {"at most, by the plan": {"N": 2, "C": 2, "P": 1}[name]})
     return rows
 
 
-def full() -> list[dict[str, Any]]:
-    """All 17970 eigenvalues of the digits MLP."""
+# --- the largest problems, each in its own process --------------------------------------------------------------------
+
+
+def _random(name: str, inputs: int, **options: Any) -> Any:
+    model = fj.models.build(name, inputs=inputs, outputs=10, key=jax.random.key(0), **options)
+    return fj.fisher(model, np.random.default_rng(0).normal(size=(256, inputs)).astype(np.float32), fj.Gaussian())
+
+
+def _digits() -> Any:
     model, x, _ = digits_mlp()
-    taken, found = seconds(lambda: fj.spectrum(fj.fisher(model, x, fj.Categorical())))
-    print(found)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return [{"problem": "digits MLP, every eigenvalue", "s": taken, "resolved": int(found.values.size), "peak GiB": peak}]
+    return fj.fisher(model, x, fj.Categorical())
+
+
+def _digits_double() -> Any:
+    jax.config.update("jax_enable_x64", True)
+    model, x, _ = digits_mlp()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    pure = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
+    function = fj.Function(lambda p, x: nnx.merge(graphdef, p, rest, copy=True)(x), pure)
+    return fj.fisher(function, x.astype(np.float64), fj.Categorical())
+
+
+PROBLEMS: dict[str, dict[str, Callable[[], Any]]] = {
+    "scale": {
+        "MLP 1000-4x22400-10, N=256": lambda: _random("mlp", 1000, depth=5, width=22400),
+        "residual, skip over two, 4 blocks of width 13700, N=256": lambda: _random("resmlp", 13700, depth=4),
+        "digits MLP, N=1797, float32": _digits,
+        "digits MLP, N=1797, float64": _digits_double,
+    },
+    "streamed": {
+        "MLP 1000-11x32000-10 streamed, N=256": lambda: _random("mlp", 1000, depth=12, width=32000, streamed=True),
+        "residual, skip over two, 10 blocks of width 23000, streamed, N=256": lambda: _random(
+            "resmlp", 23000, depth=10, streamed=True
+        ),
+    },
+}
+
+
+def problem(part: str, name: str) -> dict[str, Any]:
+    """Every eigenvalue, from the weights' key on: seconds in all, and the peak memory of this process."""
+    began = time.perf_counter()
+    F = PROBLEMS[part][name]()
+    plan = fj.plan(F)
+    built = time.perf_counter() - began
+    found = fj.spectrum(F)
+    print(found, file=sys.stderr)
+    return {
+        "problem": name,
+        "P": F.size,
+        "N·C": F.factor.shape[0],
+        "s": time.perf_counter() - began,
+        "of these for weights and plan": built,
+        "planned s": plan.seconds,
+        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "planned GiB for K and features": plan.peak_bytes / 2**30,
+        "resolved": int(found.values.size),
+        "below rounding": found.unresolved,
+    }
+
+
+def largest(part: str) -> list[dict[str, Any]]:
+    rows = []
+    for name in PROBLEMS[part]:
+        command = [sys.executable, __file__, "--problem", part, name]
+        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+    return rows
 
 
 def main() -> None:
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "mlp": mlp,
+        "resnet20": resnet20,
+        "transformer": transformer,
+        "growth": growth,
+        "scale": lambda: largest("scale"),
+        "streamed": lambda: largest("streamed"),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["mlp", "resnet20", "growth", "full"], help="one part")
+    parser.add_argument("--only", choices=list(parts), help="one part")
+    parser.add_argument("--problem", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.problem:
+        print(json.dumps(problem(*options.problem)))
+        return
     path = pathlib.Path(__file__).parent / "results" / f"gram_{jax.default_backend()}.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    results["provenance"] = dict(provenance())
-
-    def digits() -> list[dict[str, Any]]:
-        model, x, _ = digits_mlp()
-        return compare("digits MLP 64-256-256-10, N=1797", model, x, torch=True)
-
-    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "mlp": digits,
-        "resnet20": lambda: compare("ResNet-20, N=256", *resnet20(256), torch=False),
-        "growth": growth,
-        "full": full,
-    }
     for name, part in parts.items():
         if options.only in (None, name):
             results[name] = part()
+            results["provenance"] = dict(provenance())
             table(name, results[name])
-            path.write_text(json.dumps(results, indent=1).replace("NaN", "null") + "\n")
+            path.write_text(json.dumps(results, indent=1, ensure_ascii=False).replace("NaN", "null") + "\n")
     print(f"\nwritten: {path}")
 
 

@@ -32,6 +32,9 @@ examples:
   fisher-jax full --samples 300                         every eigenvalue for 300 digits
   fisher-jax full --samples 300 --by layer              and of every layer's block
   fisher-jax full --model mlp -o width=1000 -o depth=5 --samples 500 --likelihood gaussian --outputs 1
+  fisher-jax full --samples 300 --vectors 5             and the 5 leading eigenvectors, in full.npz
+  fisher-jax full --streamed --model mlp -o width=32000 -o depth=12 --data gaussian --samples 256 --likelihood gaussian
+                                                        weights made from the seed whenever needed, never kept: 10^10 of them
 
 The dual matrix K = A A^T (N·C x N·C) has the nonzero eigenvalues of F = A^T A. It is built from layer inputs and output
 cotangents, without per-sample gradients where that is cheaper, and diagonalized once. Memory: K and a copy of it, 8 (N·C)^2
@@ -74,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _problem_arguments(full)
-    full.add_argument("--by", choices=["layer", "block"], help="also the diagonal block of F of every layer or block")
+    _parts_arguments(full)
+    full.add_argument("--vectors", type=int, default=0, metavar="K", help="also the K leading eigenvectors (default: 0)")
     full.set_defaults(run=run_full, chunk="auto")
     plan = commands.add_parser(
         "plan",
@@ -82,8 +86,14 @@ def parser() -> argparse.ArgumentParser:
         description="Operations, memory and expected time of `fisher-jax full` with the same arguments; writes nothing.",
     )
     _problem_arguments(plan)
+    _parts_arguments(plan)
     plan.set_defaults(run=run_plan, chunk="auto")
     return top
+
+
+def _parts_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--by", choices=["layer", "block"], help="also the diagonal block of F of every layer or block")
+    command.add_argument("--streamed", action="store_true", help="do not keep the weights: for networks larger than memory")
 
 
 def _problem_arguments(command: argparse.ArgumentParser) -> None:
@@ -162,9 +172,11 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
     if options.x64:
         x = x.astype("float64")
     outputs = options.outputs if options.outputs is not None else _classes(y)
-    model = fj.models.build(
-        options.model, inputs=x.shape[1], outputs=outputs, key=keys["weights"], **_model_options(options)
-    )
+    streamed = getattr(options, "streamed", False)
+    if streamed and options.checkpoint:
+        raise ArgumentError(f"full: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two")
+    sizes = {"inputs": x.shape[1], "outputs": outputs, "streamed": streamed}
+    model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
     if options.checkpoint:
         fj.models.load_weights(model, options.checkpoint)
     likelihood = getattr(fj, options.likelihood.capitalize())()
@@ -208,7 +220,7 @@ def run_plan(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     F, _, title, _ = _problem(options)
-    print(f"{title}\n{fj.plan(F)}")
+    print(f"{title}\n{fj.plan(F, by=options.by)}")
     return 0
 
 
@@ -219,8 +231,8 @@ def run_full(options: argparse.Namespace) -> int:
     _out_directory(options.out)
     F, _, title, settings = _problem(options)
     print(title, flush=True)
-    with _Bar(options.quiet, "tiles of K") as bar:
-        found = fj.spectrum(F, by=options.by, progress=bar.tiles)
+    with _Bar(options.quiet, "steps of K") as bar:
+        found = fj.spectrum(F, by=options.by, vectors=options.vectors, progress=bar.tiles)
     parts = found if options.by else {"all": found}
     whole = parts["all"]
     print(f"\n{whole}")

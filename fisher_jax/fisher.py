@@ -150,13 +150,13 @@ class FisherOperator(LinearOperator):
 class StreamedFisher(FisherOperator):
     """The Fisher matrix of a network whose weights are not kept: K, its spectrum, trace and diagonal; no products."""
 
-    dual = None
+    dual = None  # type: ignore[assignment]
 
     def matmat(self, V: Array) -> Array:
-        return self.factor.jacobian.network.split(V)
+        raise streamed.no_products()
 
     def dense(self) -> Array:
-        return self.factor.jacobian.network.split(self)
+        raise streamed.no_products()
 
     def grams(self, groups: Any = None, *, tile: int | None = None, progress: Reporter | None = None) -> list[Array]:
         return streamed.streamed_gram(self.factor, groups=groups, tile=tile, progress=progress)

@@ -8,34 +8,40 @@ which for T = 1 costs `2 N²C² d_out` operations instead of `2 N²C² d_in d_ou
 takes the cheaper of two kernels: this `outer` one, or `rows`: its own per-sample gradients, made from a and g, and one
 matrix product. Parameters met in several places (tied weights) take `rows`, where the contributions are added up first.
 
-K is filled tile by tile, the lower half only, and mirrored.
+K is filled tile by tile, the lower half only, and mirrored. Over a mesh, the samples of a row of tiles are spread over the
+devices, those of the columns are on all of them, and so is K.
 
 Reference, for single layers: ViViT (Dangel, Tatzel and Hennig, TMLR 2022).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisher_jax import linalg, sites
+from fisher_jax import _checks, linalg, sites
 from fisher_jax.factor import Chunks, Factor
 from fisher_jax.operators import require_room
 from fisher_jax.sites import Map, Site
 
 Array = jax.Array
 
-# Elementwise passes over a tile, in operations of a matrix product that take the same time.
-PASS = 16
+# Operations of a matrix product that take as long as one number's way from memory and back: on a CPU from timings of both
+# kernels over layer shapes; on accelerators from their data sheets (float32 rate over bandwidth), not measured.
+PASS = {"cpu": 16.0}
+PASS_ELSEWHERE = 64.0
 # Rows of K in a tile. On a CPU it should stay in cache.
 TILE_ROWS = 1024
-# Bytes that the features of two tiles may take.
+# Bytes that the features of two tiles may take, and what is between them and their tile of K.
 TILE_BYTES = 2**29
+# Bytes of features made in one go: on a CPU, cotangents of many samples at once leave the cache.
+BATCH_BYTES = {"cpu": 2**26}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,9 @@ class Layout:
 
     kernels: tuple[Kernel, ...]
     found: Map
+
+    def by_outer(self) -> list[tuple[Kernel, Site]]:
+        return [(k, self.found.sites[k.site]) for k in self.kernels if k.kind == "outer" and k.site is not None]
 
 
 # (site, samples, rows per sample) -> what it costs by (outer kernel, rows).
@@ -127,14 +136,25 @@ def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> 
 
 
 def operations(site: Site, N: int, R: int) -> tuple[float, float]:
-    """Operations for the lower half of K by the outer kernel and by rows."""
+    """Cost of the lower half of K by the outer kernel and by rows: operations, and passes over memory in operations."""
     B, T, D, M = site.shape
-    inner, rows = (1, 2 * N * R * T * M) if site.lookup else (D, 2 * N * R * T * D * M)
+    once = PASS.get(jax.default_backend(), PASS_ELSEWHERE)
+    inner, made = (1, 2 * N * R * T * M) if site.lookup else (D, 2 * N * R * T * D * M)
     if T == 1:
-        outer = N * N * (inner + R * R * (M + PASS / 2))
+        outer = N * N * (inner + R * R * (M + once / 2))
     else:
-        outer = N * N * (T * T * inner + R * T * T * M + R * R * T * M)
-    return B * outer, B * (rows + N * N * R * R * D * M)
+        between = scratch(site, R)
+        outer = N * N * (T * T * inner + R * T * T * M + R * R * T * M + once / 2 * between)
+        if 4 * between > TILE_BYTES:
+            outer = math.inf
+    return B * outer, B * (made + N * N * R * R * D * M + once * N * R * D * M)
+
+
+def scratch(site: Site, R: int) -> int:
+    """Numbers between the features of a pair of samples and its R² entries of K, for the outer kernel."""
+    T, M = site.shape[1], site.shape[3]
+    # Inner products of the inputs; these times the cotangents of one sample, in two layouts.
+    return R * R if T == 1 else T * T + 2 * T * R * M
 
 
 # --- features of a tile of samples ------------------------------------------------------------------------------------
@@ -281,8 +301,9 @@ def _outer(kernel: Kernel, site: Any, a: Array, g: Array, a2: Array, g2: Array) 
     return total.reshape(n * R, m * S)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _place(K: Array, tile: Array, row: Array, column: Array) -> Array:
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _place(K: Array, tile: Array, row: Array, column: Array, shape: tuple[int, int]) -> Array:
+    tile = tile[: shape[0], : shape[1]]
     K = jax.lax.dynamic_update_slice(K, tile, (row, column))
     return jax.lax.dynamic_update_slice(K, tile.T, (column, row))
 
@@ -303,45 +324,52 @@ def gram(
         groups: lists of parameter numbers, one matrix each; one matrix of all unless given.
         tile: samples in a tile; chosen from the sizes of their features unless given.
         progress: called with (tiles done, tiles in all).
+
+    Raises:
+        ArgumentError: the matrices, or the features of one sample, do not fit in memory.
     """
     count = len(factor.jacobian.network.params)
     groups = [range(count)] if groups is None else groups
     group = tuple(next((g for g, members in enumerate(groups) if i in members), -1) for i in range(count))
-    plan = layout(factor, group)
-    R, N = factor.rows_per_sample, factor.jacobian.data.samples
+    R, N, mesh = factor.rows_per_sample, factor.jacobian.data.samples, mesh_of(factor)
     require_room("gram", N * R, N * R * len(groups), factor.dtype)
-    per_sample = feature_bytes(factor, group)
-    c = tile if tile is not None else tile_samples(factor, per_sample)
-    starts = list(range(0, N, c))
-    static = _Static(
-        plan.kernels,
-        tuple(
-            None if k.kind == "rows" else (plan.found.sites[k.site].shape, plan.found.sites[k.site].lookup)
-            for k in plan.kernels
-        ),
-    )
+    plan = layout(factor, group)
+    tiles = Tiles.of(factor, group, plan, tile)
+    if not tiles.fits:
+        raise _checks.fail(
+            "gram",
+            f"layer inputs, cotangents and gradients of one sample take {tiles.each / 2**30:.2g} GiB",
+            "choose layers with where=, or take fj.eigsh(F, k, key=key)",
+        )
+    static = _Static(plan.kernels, tuple(None if k.site is None else plan.found.sites[k.site].kind for k in plan.kernels))
     chosen = [tuple(group[k.parameters[0]] == g for k in plan.kernels) for g in range(len(groups))]
 
-    def take(start: int) -> list[Any]:
-        return features(factor, tile_at(factor, start, c), group)
+    def take(number: int) -> list[Any]:
+        made = [features(factor, samples_at(factor, *limits), group) for limits in tiles.batches(number)]
+        return made[0] if len(made) == 1 else _join(made)
 
-    # Kept if they fit; otherwise those of the columns are made again for every row of tiles.
-    keep = per_sample * N <= linalg.free_memory() // 4
-    kept = [take(start) for start in starts] if keep else None
-    matrices = [jnp.zeros((N * R, N * R), factor.dtype) for _ in groups]
-    done, total = 0, len(starts) * (len(starts) + 1) // 2
-    for i, row in enumerate(starts):
-        mine = kept[i] if kept is not None else take(row)
-        for j, column in enumerate(starts[: i + 1]):
-            other = mine if i == j else kept[j] if kept is not None else take(column)
-            for g, choice in enumerate(chosen):
-                if any(choice):
-                    where = (jnp.asarray(row * R, jnp.int32), jnp.asarray(column * R, jnp.int32))
-                    matrices[g] = _place(matrices[g], _tile(static, mine, other, choice), *where)
-            done += 1
-            if progress is not None:
-                jax.block_until_ready(matrices)
-                progress(done, total)
+    matrices = [everywhere(jnp.zeros((N * R, N * R), factor.dtype), mesh) for _ in groups]
+    done, total = 0, tiles.count * (tiles.count + 1) // 2
+    # Features of several rows of tiles are held while those of the columns, made once for all of these rows, pass by.
+    for first in range(0, tiles.count, tiles.held):
+        held = range(first, min(first + tiles.held, tiles.count))
+        mine = {i: take(i) for i in held}
+        for j in range(held.stop):
+            other = everywhere(mine[j] if j in mine else take(j), mesh)
+            for i in (i for i in held if i >= j):
+                (row, row_end), (column, column_end) = tiles.limits(i), tiles.limits(j)
+                where = (jnp.asarray(row * R, jnp.int32), jnp.asarray(column * R, jnp.int32))
+                shape = ((row_end - row) * R, (column_end - column) * R)
+                for g, choice in enumerate(chosen):
+                    if not any(choice):
+                        continue
+                    one = everywhere(_tile(static, mine[i], other, choice), mesh)
+                    matrices[g] = _place(matrices[g], one, *where, shape)
+                done += 1
+                if progress is not None or mesh is not None:
+                    jax.block_until_ready(matrices)
+                if progress is not None:
+                    progress(done, total)
     if factor.centre is not None:
         matrices = [_centred(K, factor.centre) for K in matrices]
     return matrices
@@ -354,20 +382,93 @@ def _centred(K: Array, a: Array) -> Array:
     return K - jnp.outer(K @ a, a)
 
 
-def tile_at(factor: Factor, start: int, c: int) -> Chunks:
-    """Samples start … start + c − 1, leaves `(c, ...)`."""
-    data = factor.jacobian.data
-    end = min(start + c, data.samples)
+# --- which samples when -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Samples cut into tiles of K; the features of `held` tiles are in memory at a time, made in batches."""
+
+    samples: int
+    size: int  # samples in a tile
+    batch: int  # samples whose features are made in one go
+    held: int
+    each: int  # bytes of the features of one sample
+    fits: bool
+
+    @classmethod
+    def of(cls, factor: Factor, group: tuple[int, ...], plan: Layout, tile: int | None = None) -> "Tiles":
+        N, R, mesh = factor.jacobian.data.samples, factor.rows_per_sample, mesh_of(factor)
+        each, free = feature_bytes(factor, group), linalg.free_memory()
+        between = max((scratch(s, R) for k, s in plan.by_outer()), default=1)
+        size = min(N, TILE_ROWS // R, TILE_BYTES // (2 * each), math.isqrt(TILE_BYTES // (4 * between)))
+        size = _multiple(size if tile is None else tile, mesh)
+        held = max(1, min(-(-N // size), free // 4 // (each * size)))
+        return cls(N, size, min(size, batch_samples(factor, each)), held, each, each * _multiple(1, mesh) <= free // 2)
+
+    @property
+    def count(self) -> int:
+        return -(-self.samples // self.size)
+
+    @property
+    def bytes(self) -> int:
+        """Of all features that are in memory at one time."""
+        return self.each * self.size * min(self.count, self.held + 1)
+
+    def limits(self, number: int) -> tuple[int, int]:
+        """(first sample, one past the last) of a tile."""
+        return number * self.size, min((number + 1) * self.size, self.samples)
+
+    def batches(self, number: int) -> Iterator[tuple[int, int]]:
+        start, end = self.limits(number)
+        for first in range(start, end, self.batch):
+            yield first, min(first + self.batch, end)
+
+
+def batch_samples(factor: Factor, each: int) -> int:
+    """Samples whose features, of so many bytes each, are made in one go."""
+    most = BATCH_BYTES.get(jax.default_backend(), TILE_BYTES // 2)
+    return _multiple(min(factor.jacobian.data.samples, most // each), mesh_of(factor))
+
+
+def samples_at(factor: Factor, start: int, end: int) -> Chunks:
+    """Samples start … end − 1, leaves `(c, ...)`; over a mesh c is rounded up to its size with samples of weight zero."""
+    data, mesh = factor.jacobian.data, mesh_of(factor)
+    padding = _multiple(end - start, mesh) - (end - start)
 
     def part(a: Array) -> Array:
-        return a.reshape(-1, *a.shape[2:])[start:end]
+        a = a.reshape(-1, *a.shape[2:])[start:end]
+        return jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) if padding else a
 
-    return Chunks(*jax.tree.map(part, (data.x, data.scale, data.labels)), end - start)
+    x, scale, labels = (spread(jax.tree.map(part, a), mesh) for a in (data.x, data.scale, data.labels))
+    return Chunks(x, scale, labels, end - start)
 
 
-def tile_samples(factor: Factor, per_sample: int) -> int:
-    """Samples in a tile, from the bytes of the features of one."""
-    return max(1, min(factor.jacobian.data.samples, TILE_ROWS // factor.rows_per_sample, TILE_BYTES // (2 * per_sample)))
+def _multiple(count: int, mesh: Mesh | None) -> int:
+    devices = 1 if mesh is None else mesh.size
+    return -(-max(1, count) // devices) * devices
+
+
+def mesh_of(factor: Factor) -> Mesh | None:
+    """The mesh over which the samples are spread, if there is one."""
+    scale = factor.jacobian.data.scale
+    sharding = None if _checks.traced(scale) else getattr(scale, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None  # type: ignore[return-value]
+
+
+def spread(tree: Any, mesh: Mesh | None) -> Any:
+    """The leading axis over all devices of the mesh."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """A copy on every device of the mesh."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+@jax.jit
+def _join(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def feature_bytes(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> int:

@@ -1,6 +1,6 @@
 """Sums over the rows of A that need no K: norms, the diagonal of F, Kronecker factors.
 
-All come from the layer inputs a and output cotangents g of `fisher_jax.gram`, tile by tile. For a dense layer the squared
+All come from the layer inputs a and output cotangents g of `fisher_jax.gram`, batch by batch. For a dense layer the squared
 norm of a gradient is `|a|² |g|²` and the diagonal of its block `Σ_n a_n² (Σ_r g_nr²)ᵀ`: per-sample gradients are formed
 only for weights that are used at several positions, where that is cheaper or the only way.
 """
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from fisher_jax import linalg
 from fisher_jax._record import record, static
 from fisher_jax.factor import Chunks, Factor
-from fisher_jax.gram import Cost, Kernel, feature_bytes, features, layout, tile_at, tile_samples
+from fisher_jax.gram import Cost, Kernel, batch_samples, feature_bytes, features, layout, samples_at
 from fisher_jax.sites import Site
 
 Array = jax.Array
 
 
-def _tiles(factor: Factor, group: tuple[int, ...], cost: Cost) -> Iterator[Chunks]:
-    c = tile_samples(factor, feature_bytes(factor, group, cost))
-    for start in range(0, factor.jacobian.data.samples, c):
-        yield tile_at(factor, start, c)
+def _batches(factor: Factor, group: tuple[int, ...], cost: Cost) -> Iterator[Chunks]:
+    size, samples = batch_samples(factor, feature_bytes(factor, group, cost)), factor.jacobian.data.samples
+    for start in range(0, samples, size):
+        yield samples_at(factor, start, min(start + size, samples))
 
 
 def _sum(total: Any, term: Any) -> Any:
@@ -44,14 +44,16 @@ def row_norms(factor: Factor) -> Array:
     if factor.centre is not None:
         return factor.centred_moments()[2]
     group = (0,) * len(factor.jacobian.network.params)
-    return jnp.concatenate([_row_norms(factor, tile, group) for tile in _tiles(factor, group, _norm_operations)])
+    R = factor.rows_per_sample
+    batches = _batches(factor, group, _norm_operations)
+    return jnp.concatenate([_row_norms(factor, batch, group)[: batch.samples * R] for batch in batches])
 
 
 @partial(linalg.precise_jit, static_argnums=2)
-def _row_norms(factor: Factor, tile: Chunks, group: tuple[int, ...]) -> Array:
+def _row_norms(factor: Factor, batch: Chunks, group: tuple[int, ...]) -> Array:
     plan = layout(factor, group, _norm_operations)
     total: Any = None
-    for kernel, feature in zip(plan.kernels, features(factor, tile, group, _norm_operations), strict=True):
+    for kernel, feature in zip(plan.kernels, features(factor, batch, group, _norm_operations), strict=True):
         if kernel.kind == "rows":
             term = jnp.sum(feature**2, axis=1)
         else:
@@ -102,17 +104,17 @@ def _columns(factor: Factor, of: Callable[[Array], Array]) -> Array:
     # A group for each parameter: no bias shares a kernel.
     group = tuple(range(len(network.params)))
     total: Any = None
-    for tile in _tiles(factor, group, _diagonal_operations):
-        total = _sum(total, _tile_columns(factor, tile, group, of))
+    for batch in _batches(factor, group, _diagonal_operations):
+        total = _sum(total, _tile_columns(factor, batch, group, of))
     return network.ravel(total)
 
 
 @partial(linalg.precise_jit, static_argnums=(2, 3))
-def _tile_columns(factor: Factor, tile: Chunks, group: tuple[int, ...], of: Callable[[Array], Array]) -> tuple[Array, ...]:
+def _tile_columns(factor: Factor, batch: Chunks, group: tuple[int, ...], of: Callable[[Array], Array]) -> tuple[Array, ...]:
     params = factor.jacobian.network.params
     plan = layout(factor, group, _diagonal_operations)
     result = [jnp.zeros_like(p) for p in params]
-    for kernel, feature in zip(plan.kernels, features(factor, tile, group, _diagonal_operations), strict=True):
+    for kernel, feature in zip(plan.kernels, features(factor, batch, group, _diagonal_operations), strict=True):
         index = kernel.parameters[0]
         if kernel.kind == "rows":
             # A sum over rows as a matrix product: faster on a CPU than a reduction over the leading axis.
@@ -161,21 +163,21 @@ def kronecker(factor: Factor, group: tuple[int, ...]) -> tuple[dict[tuple[int, .
     """(Kronecker factors by the numbers of weight and bias, parameters that have none)."""
     plan = layout(factor, group, _always_outer)
     totals: Any = None
-    for tile in _tiles(factor, group, _always_outer):
-        totals = _sum(totals, _second_moments(factor, tile, group))
+    for batch in _batches(factor, group, _always_outer):
+        totals = _sum(totals, _second_moments(factor, batch, group))
     outer = [k for k in plan.kernels if k.kind == "outer"]
     rest = [k.parameters[0] for k in plan.kernels if k.kind == "rows"]
     return {k.parameters: total for k, total in zip(outer, totals, strict=True)}, rest
 
 
 @partial(linalg.precise_jit, static_argnums=2)
-def _second_moments(factor: Factor, tile: Chunks, group: tuple[int, ...]) -> list[Kronecker]:
+def _second_moments(factor: Factor, batch: Chunks, group: tuple[int, ...]) -> list[Kronecker]:
     plan = layout(factor, group, _always_outer)
     # Samples count by their weight: of tokens, by whether any has weight.
-    scale = tile.scale.reshape(tile.scale.shape[0], -1)
-    weight = scale[:, 0] ** 2 if tile.scale.ndim == 1 else jnp.max(scale, axis=1) ** 2
+    scale = batch.scale.reshape(batch.scale.shape[0], -1)
+    weight = scale[:, 0] ** 2 if batch.scale.ndim == 1 else jnp.max(scale, axis=1) ** 2
     result = []
-    for kernel, feature in zip(plan.kernels, features(factor, tile, group, _always_outer), strict=True):
+    for kernel, feature in zip(plan.kernels, features(factor, batch, group, _always_outer), strict=True):
         if kernel.kind == "rows":
             continue
         site = plan.found.sites[kernel.site]  # type: ignore[index]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fisher_jax import _checks, linalg
 from fisher_jax.fisher import FisherOperator, StreamedFisher
-from fisher_jax.gram import feature_bytes, layout, tile_samples
+from fisher_jax.gram import Tiles, layout
 from fisher_jax.results import Plan
 from fisher_jax.spectrum import MAX_SIZE, group_parameters
 from fisher_jax.streamed import stage_shapes
@@ -42,13 +42,13 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
     parts = len(groups)
 
     forward, passes, matrix, features, weights, kernels = 0.0, R + 1, 0.0, 0, 0, []
+    roomy = True
     for first, piece in stage_shapes(factor) if streamed else [(0, factor)]:
         count = len(piece.jacobian.network.params)
         group = tuple(next(g for g, members in enumerate(groups) if first + i in members) for i in range(count))
         chosen = layout(piece, group)
-        per_sample = feature_bytes(piece, group)
-        kept = per_sample * samples <= free // 4
-        features = max(features, per_sample * samples if kept else 2 * tile_samples(piece, per_sample) * per_sample)
+        tiles = Tiles.of(piece, group, chosen)
+        features, roomy = max(features, tiles.bytes), roomy and tiles.fits
         forward += 2.0 * sum(
             s.shape[0] * s.shape[1] * (1 if s.lookup else s.shape[2]) * s.shape[3] for s in chosen.found.sites
         )
@@ -83,7 +83,7 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         free_bytes=free,
         rate=rate,
         seconds=seconds,
-        fits=n <= fitting,
+        fits=n <= fitting and roomy,
         nearest=fitting // R,
     )
 

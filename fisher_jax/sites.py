@@ -68,6 +68,10 @@ class Site:
     bias: View | None = None
     lookup: bool = False
 
+    @property
+    def kind(self) -> tuple[tuple[int, int, int, int], bool]:
+        return self.shape, self.lookup
+
 
 @dataclasses.dataclass
 class Map:
@@ -261,33 +265,41 @@ def _conv(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
     M, D = kernel[0] // groups, math.prod(kernel[1:])
     out = numbers.out_spec  # (batch, feature, *space)
     T = y.size // kernel[0]
-    patches = jax.lax.conv_general_dilated_patches(
-        lhs,
-        kernel[2:],
-        p["window_strides"],
-        p["padding"],
-        lhs_dilation=p["lhs_dilation"],
-        rhs_dilation=p["rhs_dilation"],
-        dimension_numbers=jax.lax.ConvDimensionNumbers(numbers.lhs_spec, numbers.rhs_spec, out),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    inverse_w = tuple(np.argsort(numbers.rhs_spec))
     space = (out[0], *out[2:])
+    patches = _patches(lhs.transpose((numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])), kernel[2:], y, p)
+    # (batch, *space, *window, features) -> (groups, T, window · features / groups)
+    patches = jnp.moveaxis(patches.reshape(T, math.prod(kernel[2:]), groups, kernel[1]), 2, 0).reshape(groups, T, D)
+    inverse_w = tuple(np.argsort(numbers.rhs_spec))
 
-    def by_group(values: Array, width: int) -> Array:
-        """y's layout with `groups · width` features -> `(groups, T, width)`."""
-        return jnp.moveaxis(values.transpose((*space, out[1])).reshape(T, groups, width), 1, 0)
+    def place(values: Array) -> Array:
+        return jnp.moveaxis(values.transpose((*space, out[1])).reshape(T, groups, M), 1, 0)
 
     site = Site(
         name="conv_general_dilated",
         weight=weight.view,
         shape=(groups, T, D, M),
-        place=lambda g: by_group(g, M),
-        unplace_weight=lambda G: jnp.swapaxes(G, 1, 2).reshape(kernel).transpose(inverse_w),
+        place=place,
+        unplace_weight=lambda G: jnp.moveaxis(
+            jnp.swapaxes(G, 1, 2).reshape(kernel[0], *kernel[2:], kernel[1]), -1, 1
+        ).transpose(inverse_w),
         output=jax.ShapeDtypeStruct(y.shape, y.dtype),
         channels=(out[1],),
     )
-    return [walk.site(site, by_group(patches, D), y)]
+    return [walk.site(site, patches, y)]
+
+
+def _patches(a: Array, window: tuple[int, ...], y: Array, p: Any) -> Array:
+    """What the window sees from every position of y: `(batch, *space, features) -> (batch, *space, *window, features)`.
+
+    By slices, axis by axis: `jax.lax.conv_general_dilated_patches` is a convolution with an identity, and slower on a CPU.
+    """
+    edges = [(low, high, dilation - 1) for (low, high), dilation in zip(p["padding"], p["lhs_dilation"], strict=True)]
+    a = jax.lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    for axis, (width, stride, dilation) in enumerate(zip(window, p["window_strides"], p["rhs_dilation"], strict=True), 1):
+        reach = (y.shape[p["dimension_numbers"].out_spec[1 + axis]] - 1) * stride + 1
+        offsets = [k * dilation for k in range(width)]
+        a = jnp.stack([jax.lax.slice_in_dim(a, k, k + reach, stride, axis) for k in offsets], axis=-2)
+    return a
 
 
 def _gather(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:

@@ -45,9 +45,13 @@ class StreamedNetwork:
         return x
 
     def split(self, v: Array) -> Any:
-        raise _checks.fail("fisher", "a streamed network has no products with vectors", "use fj.spectrum(F) or F.gram()")
+        raise no_products()
 
     ravel = unravel = split
+
+
+def no_products() -> _checks.ArgumentError:
+    return _checks.fail("fisher", "a streamed network has no products with vectors", "use fj.spectrum(F) or F.gram()")
 
 
 @record
@@ -103,7 +107,8 @@ def stage_factors(factor: Factor, progress: Reporter | None = None) -> Iterator[
 
     Factors must be used at once: the next step of the iterator makes the weights of another stage.
     """
-    network, x = factor.jacobian.network, jax.tree.map(lambda a: a[0], factor.jacobian.data.x)
+    network: Any = factor.jacobian.network
+    x = jax.tree.map(lambda a: a[0], factor.jacobian.data.x)
     stages, done = network.stages, 0
     total = 2 * len(stages)
 
@@ -134,7 +139,8 @@ def stage_factors(factor: Factor, progress: Reporter | None = None) -> Iterator[
 
 def stage_shapes(factor: Factor) -> list[tuple[int, Factor]]:
     """As `stage_factors`, in order, with shapes for arrays: for plans."""
-    network, R = factor.jacobian.network, factor.rows_per_sample
+    network: Any = factor.jacobian.network
+    R = factor.rows_per_sample
     h = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), factor.jacobian.data.x)
     result, first = [], 0
     for stage, params in zip(network.stages, network.shapes, strict=True):
