@@ -36,9 +36,13 @@ Array = jax.Array
 # kernels over layer shapes; on accelerators from their data sheets (float32 rate over bandwidth), not measured.
 PASS = {"cpu": 16.0}
 PASS_ELSEWHERE = 64.0
-# Rows of K in a tile. On a CPU it should stay in cache.
-TILE_ROWS = 1024
-# Bytes that the features of two tiles may take, and what is between them and their tile of K.
+# The products of one pair of samples at a time run at this fraction of the rate of a large product (a CPU, from timings).
+PAIRS = 3.0
+# Most rows of K in a tile, which on a CPU should stay in cache, and fewest that a product of rows needs for its rate.
+TILE_ROWS, FEWEST_ROWS = 1024, 200
+# Tiles in a row of K, if they can be that small: tiles on the diagonal are computed whole, one half for nothing.
+TILES = 10
+# Bytes that the features of two tiles may always take, and what is between them and their tile of K.
 TILE_BYTES = 2**29
 # Bytes of features made in one go: on a CPU, cotangents of many samples at once leave the cache.
 BATCH_BYTES = {"cpu": 2**26}
@@ -144,7 +148,7 @@ def operations(site: Site, N: int, R: int) -> tuple[float, float]:
         outer = N * N * (inner + R * R * (M + once / 2))
     else:
         between = scratch(site, R)
-        outer = N * N * (T * T * inner + R * T * T * M + R * R * T * M + once / 2 * between)
+        outer = N * N * (T * T * inner + PAIRS * (R * T * T * M + R * R * T * M) + once / 2 * between)
         if 4 * between > TILE_BYTES:
             outer = math.inf
     return B * outer, B * (made + N * N * R * R * D * M + once * N * R * D * M)
@@ -153,8 +157,8 @@ def operations(site: Site, N: int, R: int) -> tuple[float, float]:
 def scratch(site: Site, R: int) -> int:
     """Numbers between the features of a pair of samples and its R² entries of K, for the outer kernel."""
     T, M = site.shape[1], site.shape[3]
-    # Inner products of the inputs; these times the cotangents of one sample, in two layouts.
-    return R * R if T == 1 else T * T + 2 * T * R * M
+    # Inner products of the inputs; these times the cotangents of one sample, in two layouts, unless pair by pair.
+    return R * R if T == 1 else T * T + (0 if jax.default_backend() == "cpu" else 2 * T * R * M)
 
 
 # --- features of a tile of samples ------------------------------------------------------------------------------------
@@ -288,8 +292,18 @@ def _outer(kernel: Kernel, site: Any, a: Array, g: Array, a2: Array, g2: Array) 
             product = (u.reshape(n * R, M) @ v.reshape(m * S, M).T).reshape(n, R, m, S)
             return product * inner[:, 0, :, 0][:, None, :, None]
         # Σ_t' of the inputs' products first: N²·C·T² instead of N²·C²·T² products of cotangents.
-        mixed = jnp.einsum("ntmp,mspo->ntmso", inner, v)
-        return jnp.einsum("nrto,ntmso->nrms", u, mixed)
+        if jax.default_backend() != "cpu":
+            return jnp.einsum("nrto,ntmso->nrms", u, jnp.einsum("ntmp,mspo->ntmso", inner, v))
+
+        def pair(first: Any, v: Array) -> Array:
+            inner, u = first
+            return jnp.sum(jnp.einsum("rto,tso->trs", u, jnp.einsum("tp,spo->tso", inner, v)), axis=0)
+
+        def with_all(second: Any) -> Array:
+            return jax.lax.map(lambda first: pair(first, second[1]), (second[0], u))
+
+        # One pair of samples after the other: what is between stays in cache.
+        return jax.lax.map(with_all, (inner.transpose(2, 0, 1, 3), v)).transpose(1, 2, 0, 3)
 
     # One matrix after the other: grouped convolutions and stacked layers have many.
     parts = jnp.moveaxis(a, 1, 0), jnp.moveaxis(g, 2, 0), jnp.moveaxis(a2, 1, 0), jnp.moveaxis(g2, 2, 0)
@@ -401,7 +415,8 @@ class Tiles:
         N, R, mesh = factor.jacobian.data.samples, factor.rows_per_sample, mesh_of(factor)
         each, free = feature_bytes(factor, group), linalg.free_memory()
         between = max((scratch(s, R) for k, s in plan.by_outer()), default=1)
-        size = min(N, TILE_ROWS // R, TILE_BYTES // (2 * each), math.isqrt(TILE_BYTES // (4 * between)))
+        size = min(N, TILE_ROWS // R, max(-(-N // TILES), FEWEST_ROWS // R))
+        size = min(size, max(TILE_BYTES, free // 8) // (2 * each), math.isqrt(TILE_BYTES // (4 * between)))
         size = _multiple(size if tile is None else tile, mesh)
         held = max(1, min(-(-N // size), free // 4 // (each * size)))
         return cls(N, size, min(size, batch_samples(factor, each)), held, each, each * _multiple(1, mesh) <= free // 2)

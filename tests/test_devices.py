@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 import fisher_jax as fj
+from fisher_jax.gram import features, samples_at
 from fisher_jax.operators import apply
 from fisher_jax.solvers import lanczos
 
@@ -53,6 +54,24 @@ def test_monte_carlo_labels_do_not_depend_on_devices(problem):
     kind = fj.MonteCarlo(2, key=jax.random.key(1))
     F, G = (fj.fisher(model, x, fj.Categorical(), kind=kind, mesh=m) for m in (None, mesh(AxisType.Auto)))
     assert oracle.relative(G.diagonal(), F.diagonal()) <= 100 * oracle.eps("float32")
+
+
+def test_gram_and_sums_over_rows_on_a_mesh(problem):
+    """Samples of a tile spread over the devices, two on each with padding; K on all of them."""
+    model, x = problem
+    F, G = (fj.fisher(model, x[:37], fj.Categorical(), mesh=m) for m in (None, mesh(AxisType.Auto)))
+    tolerance = 100 * oracle.eps("float32")
+    truth = np.asarray(F.factor.dense()) @ np.asarray(F.factor.dense()).T
+    K = G.gram(tile=10)
+    assert oracle.relative(K, truth) <= tolerance and K.is_fully_replicated
+    batch = samples_at(G.factor, 0, 10)
+    assert batch.scale.shape == (16,) and batch.scale.sharding.shard_shape((16,)) == (2,)
+    for a in jax.tree.leaves(features(G.factor, batch, (0,) * 6)):
+        assert a.sharding.shard_shape(a.shape)[0] == a.shape[0] // 8, a.sharding
+    assert oracle.relative(G.dual.diagonal(), np.diag(truth)) <= tolerance
+    assert oracle.relative(G.diagonal(), F.diagonal()) <= tolerance
+    a, b = fj.spectrum(F), fj.spectrum(G)
+    np.testing.assert_allclose(b.values[:20], a.values[:20], atol=a.floor)
 
 
 @pytest.mark.parametrize("block", [1, 2])

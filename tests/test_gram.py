@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 import fisher_jax as fj
-from fisher_jax.gram import gram, layout
+from fisher_jax.gram import Tiles, gram, layout
 
 RNG = np.random.default_rng(0)
 
@@ -262,15 +262,12 @@ def explicit(apply, params, x):
     """K of a Gaussian likelihood, float64: J Jᵀ / N."""
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     with jax.enable_x64(True):
-        params = jax.tree.map(jnp.asarray, params)
-        rows = [
-            jnp.concatenate([a.reshape(a.shape[0], -1) for a in jax.tree.leaves(jacobian)], axis=1)
-            for jacobian in (
-                jax.jacrev(lambda p, row=row: apply(p, row[None])[0])(params)
-                for row in (jnp.asarray(r if r.dtype.kind == "i" else r.astype(np.float64)) for r in x)
-            )
-        ]
-        J = np.concatenate([np.asarray(r) for r in rows])
+        jacobian = jax.jit(jax.jacrev(lambda p, row: apply(p, row[None])[0]))
+        rows = []
+        for row in x:
+            leaves = jax.tree.leaves(jacobian(params, row if row.dtype.kind == "i" else row.astype(np.float64)))
+            rows.append(np.concatenate([np.asarray(a).reshape(a.shape[0], -1) for a in leaves], axis=1))
+    J = np.concatenate(rows)
     return J @ J.T / len(x), J
 
 
@@ -297,6 +294,25 @@ def check_gram(name, dtype):
         # Sum over parameters is the whole.
         groups = [[i] for i in range(len(F.factor.jacobian.network.params))]
         assert oracle.relative(sum(gram(F.factor, groups=groups)), truth) <= 100 * oracle.eps(dtype)
+
+
+def test_tiles_held_in_blocks_and_made_in_batches(x64, monkeypatch):
+    """Memory for the features of two tiles at a time, made one sample after the other: the same K."""
+    apply, params, x, _ = problem("conv", "float64")
+    F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+    group = (0,) * 3
+    each = Tiles.of(F.factor, group, layout(F.factor, group)).each
+    monkeypatch.setattr("fisher_jax.gram.BATCH_BYTES", {"cpu": each})
+    monkeypatch.setattr("fisher_jax.linalg.free_memory", lambda: 4 * 2 * each)
+    tiles = Tiles.of(F.factor, group, layout(F.factor, group), 1)
+    assert (tiles.size, tiles.batch, tiles.held, tiles.count, tiles.bytes) == (1, 1, 2, 5, 3 * each)
+    steps = []
+    K = gram(F.factor, tile=1, progress=lambda *step: steps.append(step))[0]
+    assert oracle.relative(K, explicit(apply, params, x)[0]) <= 100 * oracle.eps("float64")
+    assert steps == [(i + 1, 15) for i in range(15)]
+    monkeypatch.setattr("fisher_jax.linalg.free_memory", lambda: each)
+    with pytest.raises(fj.ArgumentError, match=r"gram: .* of one sample take .* GiB; choose layers with where="):
+        gram(F.factor)
 
 
 LOOPS = ["recurrent", "layers of cells", "looped lookup"]
