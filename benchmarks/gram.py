@@ -131,7 +131,7 @@ def resnet20() -> list[dict[str, Any]]:
 
 
 def transformer() -> list[dict[str, Any]]:
-    """2.4 million parameters, sequences of 16 tokens (as digits in patches of 2 x 2) and of 32; nobody else knows embeddings."""
+    """2.4 million parameters, sequences of 16 tokens (as digits in patches of 2 x 2) and of 32."""
     rows = []
     for length in (16, 32):
         options = {"vocabulary": 64, "length": length, "width": 256, "depth": 3, "heads": 8, "outputs": 10}

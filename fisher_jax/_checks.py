@@ -52,7 +52,8 @@ def finite(where: str, name: str, tree: Any, remedy: str) -> None:
             flat = leaf.reshape(-1) if leaf.flags.c_contiguous else leaf.ravel()
             bad = sum(int(np.count_nonzero(~np.isfinite(flat[i : i + 2**22]))) for i in range(0, flat.size, 2**22))
         else:
-            bad = int(jax.numpy.sum(~jax.numpy.isfinite(leaf)))
+            with jax.ensure_compile_time_eval():
+                bad = int(jax.numpy.sum(~jax.numpy.isfinite(leaf)))
         if bad:
             label = name + ("/" + jax.tree_util.keystr(path, simple=True, separator="/") if path else "")
             raise fail(where, f"{label} has {bad} NaN or infinite value(s) among {leaf.size}", remedy)

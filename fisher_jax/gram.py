@@ -63,6 +63,7 @@ class Kernel:
     bias: float = 0.0  # squared scale of the bias, zero without one
     # Left out of comparisons: kernels that compute the same share a compilation, whatever the number of samples.
     operations: float = dataclasses.field(default=0.0, compare=False)  # for all of K, its lower half
+    cost: float = dataclasses.field(default=0.0, compare=False)  # the same in time: operations of a large product
     reason: str = dataclasses.field(default="", compare=False)
 
 
@@ -83,7 +84,7 @@ Cost = Callable[[Site, int, int], tuple[float, float]]
 
 def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> Layout:
     """Choose the cheaper kernel for every parameter; parameters of different groups share none."""
-    cost = operations if cost is None else cost
+    cost = costs if cost is None else cost
     network = factor.jacobian.network
     data, R = factor.jacobian.data, factor.rows_per_sample
     sample = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), data.x)
@@ -104,11 +105,10 @@ def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> 
         number = use[0][1]
         assert number is not None
         site = found.sites[number]
-        outer, rows = cost(site, N, R)
-        T = site.shape[1]
+        (outer, rows), counted = cost(site, N, R), operations(site, N, R)
         if outer > rows:
-            reason = f"T={T} positions: {outer / rows:.1f} x the operations of its rows as outer products"
-            kernels.append(Kernel("rows", (index,), number, operations=rows, reason=reason))
+            reason = f"T={site.shape[1]} positions: {outer / rows:.1f} x the cost of its rows as outer products"
+            kernels.append(Kernel("rows", (index,), number, operations=counted[1], cost=rows, reason=reason))
             continue
         bias = site.bias is not None and len(uses[site.bias.index]) == 1 and group[site.bias.index] == group[index]
         kernels.append(
@@ -118,8 +118,9 @@ def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> 
                 number,
                 site.weight.scale**2,
                 site.bias.scale**2 if bias else 0.0,  # type: ignore[union-attr]
+                counted[0],
                 outer,
-                f"{rows / outer:.1f} x fewer operations than its rows",
+                f"{rows / outer:.1f} x cheaper than its rows",
             )
         )
     done = {i for kernel in kernels for i in kernel.parameters}
@@ -135,23 +136,28 @@ def layout(factor: Factor, group: tuple[int, ...], cost: Cost | None = None) -> 
             reason = "a vector: its gradient is a cotangent" if vector else "use not recognized: gradient by backpropagation"
         else:
             reason = "a bias of a layer that takes rows"
-        kernels.append(Kernel("rows", (index,), None, operations=N * N * R * R * P, reason=reason))
+        product = float(N * N * R * R * P)
+        kernels.append(Kernel("rows", (index,), None, operations=product, cost=product, reason=reason))
     return Layout(tuple(sorted(kernels, key=lambda k: k.parameters)), found)
 
 
 def operations(site: Site, N: int, R: int) -> tuple[float, float]:
-    """Cost of the lower half of K by the outer kernel and by rows: operations, and passes over memory in operations."""
+    """Operations for the lower half of K by the outer kernel, and by rows."""
     B, T, D, M = site.shape
-    once = PASS.get(jax.default_backend(), PASS_ELSEWHERE)
     inner, made = (1, 2 * N * R * T * M) if site.lookup else (D, 2 * N * R * T * D * M)
-    if T == 1:
-        outer = N * N * (inner + R * R * (M + once / 2))
-    else:
-        between = scratch(site, R)
-        outer = N * N * (T * T * inner + PAIRS * (R * T * T * M + R * R * T * M) + once / 2 * between)
-        if 4 * between > TILE_BYTES:
-            outer = math.inf
-    return B * outer, B * (made + N * N * R * R * D * M + once * N * R * D * M)
+    mixed = R * T * T * M if T > 1 else 0
+    return float(B * N * N * (T * T * inner + mixed + R * R * T * M)), float(B * (made + N * N * R * R * D * M))
+
+
+def costs(site: Site, N: int, R: int) -> tuple[float, float]:
+    """As `operations`, in time: with passes over memory, and at the rate of the products they are."""
+    B, T, D, M = site.shape
+    outer, rows = operations(site, N, R)
+    once, between = PASS.get(jax.default_backend(), PASS_ELSEWHERE), scratch(site, R)
+    if T > 1:
+        outer += (PAIRS - 1) * B * N * N * (R * T * T * M + R * R * T * M)
+    outer += once / 2 * B * N * N * between
+    return math.inf if 4 * between > TILE_BYTES else outer, rows + once * B * N * R * D * M
 
 
 def scratch(site: Site, R: int) -> int:
@@ -278,13 +284,13 @@ class _Static:
 
 
 def _outer(kernel: Kernel, site: Any, a: Array, g: Array, a2: Array, g2: Array) -> Array:
-    (B, T, _, M), lookup = site
+    (B, T, D, M), lookup = site
     n, R, m, S = a.shape[0], g.shape[1], a2.shape[0], g2.shape[1]
 
     def term(left: Array, u: Array, right: Array, v: Array) -> Array:
         """left `(n, T, D)` or token numbers `(n, T)`, u `(n, R, T, M)`; right and v likewise."""
         if lookup:
-            inner = (left[:, :, None, None] == right[None, None]).astype(g.dtype)
+            inner = sites.same_row(left[:, :, None, None], right[None, None], D).astype(g.dtype)
         else:
             inner = (left.reshape(n * T, -1) @ right.reshape(m * T, -1).T).reshape(n, T, m, T)
         inner = kernel.weight * inner + kernel.bias
@@ -493,4 +499,4 @@ def feature_bytes(factor: Factor, group: tuple[int, ...], cost: Cost | None = No
         lambda a: jax.ShapeDtypeStruct((1, *a.shape[2:]), a.dtype), (data.x, data.scale, data.labels)
     )
     shapes = jax.eval_shape(lambda f, t: features(f, t, group, cost), factor, Chunks(x, scale, labels, 1))
-    return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(shapes))
+    return max(1, sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(shapes)))

@@ -16,7 +16,7 @@ from fisher_jax import linalg
 from fisher_jax._record import record, static
 from fisher_jax.factor import Chunks, Factor
 from fisher_jax.gram import Cost, Kernel, batch_samples, feature_bytes, features, layout, samples_at
-from fisher_jax.sites import Site
+from fisher_jax.sites import Site, same_row
 
 Array = jax.Array
 
@@ -67,7 +67,7 @@ def _row_norms(factor: Factor, batch: Chunks, group: tuple[int, ...]) -> Array:
 def _inner(kernel: Kernel, site: Site, a: Array, dtype: Any) -> Array:
     """Inner products of the inputs of one sample at all pairs of positions, `(c, B, T, T)`."""
     if site.lookup:
-        inner = (a[..., :, None] == a[..., None, :]).astype(dtype)
+        inner = same_row(a[..., :, None], a[..., None, :], site.shape[2]).astype(dtype)
     else:
         inner = jnp.einsum("nbti,nbsi->nbts", a, a)
     return kernel.weight * inner + kernel.bias

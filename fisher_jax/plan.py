@@ -42,7 +42,7 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
     parts = len(groups)
 
     forward, passes, matrix, features, weights, kernels = 0.0, R + 1, 0.0, 0, 0, []
-    roomy = True
+    cost, roomy = 0.0, True
     for first, piece in stage_shapes(factor) if streamed else [(0, factor)]:
         count = len(piece.jacobian.network.params)
         group = tuple(next(g for g, members in enumerate(groups) if first + i in members) for i in range(count))
@@ -53,6 +53,7 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
             s.shape[0] * s.shape[1] * (1 if s.lookup else s.shape[2]) * s.shape[3] for s in chosen.found.sites
         )
         matrix += sum(k.operations for k in chosen.kernels)
+        cost += sum(k.cost for k in chosen.kernels)
         kernels += [
             (" + ".join(paths[first + i] for i in k.parameters), k.kind, k.operations, k.reason) for k in chosen.kernels
         ]
@@ -68,7 +69,10 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         "diagonalization": (1 if by is None else parts + 1) * 4 / 3 * float(n) ** 3,
     }
     rate = matmul_rate()
-    seconds = sum(count / (LAPACK_SHARE if stage == "diagonalization" else 1) for stage, count in operations.items()) / rate
+    time_in = (
+        operations | {"diagonalization": operations["diagonalization"] / LAPACK_SHARE} | ({"matrix": cost} if dual else {})
+    )
+    seconds = sum(time_in.values()) / rate
     matrices = 2 if by is None else parts + 2
     fitting = min(MAX_SIZE, int((free / matrices / itemsize) ** 0.5))
     return Plan(

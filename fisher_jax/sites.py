@@ -15,6 +15,7 @@ of a loop is one site over all steps: of more positions where the steps share th
 has its own.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class View:
     index: int
     scale: float = 1.0
     steps: tuple[Callable[[Array], Array], ...] = ()
-    own: bool = False  # in the body of a loop: this step's slice of the parameter, not shared by the steps
+    own: tuple[bool, ...] = ()  # for each loop around: is this the step's slice of the parameter, not shared by the steps?
 
     def __call__(self, p: Array) -> Array:
         for step in self.steps:
@@ -46,8 +47,8 @@ class View:
         return dataclasses.replace(self, scale=1.0)
 
     def back(self, cotangent: Array, like: Array) -> Array:
-        """Gradient of the view -> gradient of the parameter."""
-        return jax.linear_transpose(self, like)(cotangent)[0]
+        """Gradient of the view -> gradient of the parameter, in the parameter's precision."""
+        return jax.linear_transpose(self, like)(cotangent.astype(like.dtype))[0]
 
 
 @dataclasses.dataclass
@@ -89,7 +90,7 @@ class _Weight:
 
 
 class _Output:
-    """The output of a site, which a bias may still join."""
+    """The output of a site. A bias may still join if that is the only use of it: then both have one cotangent."""
 
     def __init__(self, value: Array, number: int):
         self.value, self.number = value, number
@@ -115,9 +116,14 @@ class _Walk:
 
     def run(self, jaxpr: Jaxpr, consts: Any, values: list[Any]) -> list[Any]:
         environment: dict[Any, Any] = {}
+        atoms = [*(atom for equation in jaxpr.eqns for atom in equation.invars), *jaxpr.outvars]
+        uses = collections.Counter(atom for atom in atoms if not isinstance(atom, Literal))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else environment[atom]
+            if isinstance(atom, Literal):
+                return atom.val
+            value = environment[atom]
+            return value.value if isinstance(value, _Output) and uses[atom] > 1 else value
 
         environment.update(zip(jaxpr.constvars, consts, strict=True))
         environment.update(zip(jaxpr.invars, values, strict=True))
@@ -172,7 +178,7 @@ def _bind(equation: Any, arguments: list[Any]) -> list[Any]:
 
 
 def _layout(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
-    """Changes of layout and precision of one operand."""
+    """Changes of layout and precision of one operand; gradients are not rounded to the lower precision."""
     weight = arguments[0]
     if len(arguments) != 1 or equation.outvars[0].aval.size != weight.clean.size:
         return None
@@ -182,7 +188,8 @@ def _layout(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | Non
     def step(p: Array) -> Array:
         return _bind(equation, [p])[0]
 
-    view = dataclasses.replace(weight.view, steps=(*weight.view.steps, step))
+    steps = () if equation.primitive.name == "convert_element_type" else (step,)
+    view = dataclasses.replace(weight.view, steps=(*weight.view.steps, *steps))
     return [_Weight(view, step(weight.clean), step(weight.full))]
 
 
@@ -332,10 +339,16 @@ def _gather(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | Non
         channels=tuple(range(batch, y.ndim)),
         lookup=True,
     )
-    # A token number outside the table is clipped, or its row is dropped: numbers that match no row then.
-    clip = "CLIP" in str(equation.params["mode"])
-    numbers = indices.reshape(1, T)
-    return [walk.site(site, jnp.clip(numbers, 0, rows - 1) if clip else numbers, y)]
+    # A token number outside the table is clipped, or looks up nothing: one past the last row then, which is none.
+    numbers = indices.reshape(1, T).astype(jnp.int32)
+    if "CLIP" in str(equation.params["mode"]):
+        numbers = jnp.clip(numbers, 0, rows - 1)
+    return [walk.site(site, jnp.where((numbers >= 0) & (numbers < rows), numbers, rows), y)]
+
+
+def same_row(a: Array, b: Array, rows: int) -> Array:
+    """Do two token numbers look up the same row? One past the last row is none."""
+    return (a == b) & (a < rows)
 
 
 def _add(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
@@ -377,7 +390,9 @@ def _scan(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
         inner = _Walk(perturbations)
         bodies.append(inner)
         given = [*values[:consts], *state, *slices]
-        given = [_Weight(View(i, own=own[i]), *v) if i in weights else v for i, v in enumerate(given)]
+        given = [
+            _Weight(View(i, own=(*weights[i].view.own, own[i])), *v) if i in weights else v for i, v in enumerate(given)
+        ]
         results = [inner.plain(v) for v in inner.run(body.jaxpr, body.consts, given)]
         return results[:carry], (results[carry:], inner.inputs)
 
@@ -405,7 +420,7 @@ def _join_steps(values: Array, own: bool) -> Array:
 def _over_steps(site: Site, length: int, weights: dict[int, _Weight]) -> Site:
     """A site of the body of a loop as one of the program around it; its output is stacked."""
     B, T, D, M = site.shape
-    own = site.weight.own
+    own = site.weight.own[-1]
 
     def outside(inner: View) -> View:
         view = weights[inner.index].view

@@ -125,6 +125,37 @@ def mapped_branch(p, x):
     return jax.lax.map(one, x)
 
 
+def bias_beside(p, x):
+    """A layer's output used with its bias and without it, in a call of its own too, and with two biases."""
+    h = x @ p["w"]
+    g = h @ p["u"]
+    g = jax.jit(lambda g, b: g + b[None])(g, p["b"]) * g + jnp.tanh(g + p["c"][None])
+    return (jnp.tanh(h + p["b"][None]) + h) @ p["v"] + g @ p["v"]
+
+
+def bias_of_other_loops(p, x):
+    """A weight for each step of the outer loop; biases for each step, for each inner step, and for all."""
+
+    def layer(h, own):
+        def step(h, bias):
+            return jnp.tanh(h @ own["w"] + p["b"]) + jnp.tanh(h @ own["u"] + bias[None]) + jnp.tanh(
+                h @ p["s"] + own["c"]
+            ), None
+
+        return jax.lax.scan(step, h, p["d"])[0], None
+
+    return jax.lax.scan(layer, x, {"w": p["w"], "u": p["u"], "c": p["c"]})[0] @ p["v"]
+
+
+def out_of_range(p, x):
+    """Token numbers past the table look up zeros, negative ones too where nothing wraps them; small ones are clipped."""
+    numbers = jax.lax.GatherDimensionNumbers((2,), (0,), (0,))
+    raw = jax.lax.gather(p["table"], x[..., None] - 3, numbers, (1, 4), mode="fill", fill_value=0.0)
+    clipped = jnp.take(p["long"], (40 * x).astype(jnp.uint8), axis=0, mode="clip")
+    h = p["table"].at[2 * x].get(mode="fill", fill_value=0.0) + jnp.tanh(raw) + clipped
+    return jnp.tanh(h + p["other"].at[2 * x[:, :1]].get(mode="fill", fill_value=0.0)).mean(1) @ p["w"]
+
+
 def squared(p, x):
     return jnp.tanh(x @ (p["w"] ** 2)) @ p["v"]
 
@@ -239,6 +270,27 @@ MODELS = {
         {"sites": 3},
     ),
     "mapped branch": (mapped_branch, {"w": normal(5, 3), "b": normal(3), "s": normal(3, 3)}, VECTOR, {"sites": 3}),
+    "bias beside": (
+        bias_beside,
+        {"w": normal(5, 4), "u": normal(4, 4), "b": normal(4), "c": normal(4), "v": normal(4, 2)},
+        VECTOR,
+        {"sites": 4},
+    ),
+    "bias of other loops": (
+        bias_of_other_loops,
+        {
+            **{name: normal(2, 4, 4) for name in "wu"},
+            **{"c": normal(2, 1, 4), "b": normal(1, 4), "d": normal(3, 4), "s": normal(4, 4), "v": normal(4, 2)},
+        },
+        (5, 4),
+        {"sites": 4},
+    ),
+    "out of range": (
+        out_of_range,
+        {"table": normal(9, 4), "long": normal(300, 4), "other": normal(9, 4), "w": normal(4, 3)},
+        TOKENS,
+        {"sites": 5},
+    ),
     "squared": (squared, {"w": normal(5, 4), "v": normal(4, 2)}, VECTOR, {"sites": 1}),
     "branch": (branch, {"w": normal(5, 3), "s": normal(3, 3)}, VECTOR, {}),
     "unused": (unused, {"w": normal(5, 3), "z": normal(4)}, VECTOR, {"outer": 1}),
@@ -315,13 +367,32 @@ def test_tiles_held_in_blocks_and_made_in_batches(x64, monkeypatch):
         gram(F.factor)
 
 
-LOOPS = ["recurrent", "layers of cells", "looped lookup"]
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_precision_weights_have_full_precision_gradients(tied):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(normal(4, 4), jnp.bfloat16), "b": jnp.asarray(normal(4), jnp.bfloat16)}
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+
+    def apply(p, x):
+        w, b = p["w"].astype(x.dtype), p["b"].astype(x.dtype)
+        h = jnp.tanh(x @ w + b[None])
+        return (jnp.tanh(h @ w + b[None]) if tied else h)[:, :2]
+
+    F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+    truth, J = explicit(apply, params, x)
+    assert oracle.relative(F.gram(), truth) <= 100 * oracle.eps("float32")
+    assert oracle.relative(F.diagonal(), (J**2).sum(0) / len(x)) <= 100 * oracle.eps("float32")
+
+
+LOOPS = ["bias of other loops", "recurrent", "layers of cells", "looped lookup"]
 
 
 @pytest.mark.parametrize("kind", ["outer", "rows"])
-@pytest.mark.parametrize("name", [*LOOPS, "residual", "conv grouped", "channels first", "attention", "embedding", "experts"])
+@pytest.mark.parametrize(
+    "name", [*LOOPS, "residual", "conv grouped", "channels first", "attention", "embedding", "experts", "out of range"]
+)
 def test_either_kernel_gives_the_same(name, kind, x64, monkeypatch):
-    monkeypatch.setattr("fisher_jax.gram.operations", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
+    monkeypatch.setattr("fisher_jax.gram.costs", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
     jax.clear_caches()
     apply, params, x, _ = problem(name, "float64")
     F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
