@@ -36,7 +36,7 @@ Array = jax.Array
 # kernels over layer shapes; on accelerators from their data sheets (float32 rate over bandwidth), not measured.
 PASS = {"cpu": 16.0}
 PASS_ELSEWHERE = 64.0
-# The products of one pair of samples at a time run at this fraction of the rate of a large product (a CPU, from timings).
+# Products of one pair of samples at a time take this many times as long as in a large product (a CPU, from timings).
 PAIRS = 3.0
 # Most rows of K in a tile, which on a CPU should stay in cache, and fewest that a product of rows needs for its rate.
 TILE_ROWS, FEWEST_ROWS = 1024, 200
@@ -157,7 +157,7 @@ def costs(site: Site, N: int, R: int) -> tuple[float, float]:
     if T > 1:
         outer += (PAIRS - 1) * B * N * N * (R * T * T * M + R * R * T * M)
     outer += once / 2 * B * N * N * between
-    return math.inf if 4 * between > TILE_BYTES else outer, rows + once * B * N * R * D * M
+    return math.inf if T > 1 and 4 * between > TILE_BYTES else outer, rows + once * B * N * R * D * M
 
 
 def scratch(site: Site, R: int) -> int:

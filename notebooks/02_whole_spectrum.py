@@ -77,7 +77,7 @@ for width in (500, 1000, 2000):
 
 # %% [markdown]
 # A network need not even be kept: with `streamed=True` the weights of each layer are made from the key whenever they are
-# needed, forward and backward. Networks of 10¹⁰ parameters, larger than memory, have exact spectra this way.
+# needed, forward and backward. Networks larger than memory have exact spectra this way.
 
 # %%
 streamed = fj.models.build("mlp", inputs=64, outputs=10, depth=4, width=500, key=key, streamed=True)
