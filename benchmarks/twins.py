@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import numpy as np
-import torch  # type: ignore
-from torch import nn
-from torch.nn import functional as nf
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as nf  # pyright: ignore[reportMissingImports]
 
 
 def tensor(a: Any) -> torch.Tensor:
