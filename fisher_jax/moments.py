@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from fisher_jax import linalg
 from fisher_jax._record import record, static
 from fisher_jax.factor import Chunks, Factor
-from fisher_jax.gram import Cost, Kernel, batch_samples, feature_bytes, features, layout, samples_at
+from fisher_jax.gram import batch_samples, samples_at
+from fisher_jax.kernels import Cost, Kernel, feature_bytes, features, layout
 from fisher_jax.sites import Site, same_row
 
 Array = jax.Array

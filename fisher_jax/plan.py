@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from fisher_jax import _checks, linalg
 from fisher_jax.fisher import FisherOperator, StreamedFisher
-from fisher_jax.gram import Tiles, layout
+from fisher_jax.gram import Tiles
+from fisher_jax.kernels import layout
 from fisher_jax.results import Plan
 from fisher_jax.spectrum import MAX_SIZE, group_parameters
 from fisher_jax.streamed import stage_shapes

@@ -106,7 +106,7 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
     """
     parts = parts if isinstance(parts, dict) else {"all": parts}
     whole = parts["all"]
-    figure = Figure(figsize=(10, 4.4), dpi=160, layout="constrained")
+    figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [name for name in parts if name != "all"]
     shades = {name: colormaps["viridis"](0.1 + 0.8 * i / max(1, len(names) - 1)) for i, name in enumerate(names)}
@@ -125,14 +125,14 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
     left.set(xscale="log", yscale="log", xlabel="rank i", ylabel="eigenvalue λᵢ of the Fisher matrix")
     right.set(xscale="log", xlabel="λ", ylabel="share of the trace in eigenvalues ≥ λ, %", ylim=(0, 102))
     right.invert_xaxis()
-    facts = (
-        f"λ_max = {whole.lambda_max:.5g}\ntrace = {whole.trace:.5g}\neffective rank = {whole.effective_rank:.4g}\n"
-        f"P = {whole.size}\nexact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
-    )
-    right.text(0.97, 0.62, facts, transform=right.transAxes, va="center", ha="right", fontsize=9, color=INK)
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    # Curves may run anywhere in both panels: names and facts go outside.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     for axis in (left, right):
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title or "", fontsize=10)
+    facts = (
+        f"λ_max = {whole.lambda_max:.5g}, trace = {whole.trace:.5g}, effective rank = {whole.effective_rank:.4g}, "
+        f"P = {whole.size}, exact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
+    )
+    figure.suptitle("\n".join(t for t in (title, facts) if t), fontsize=10)
     return figure

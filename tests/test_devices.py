@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AxisType
 
 import fisher_jax as fj
-from fisher_jax.gram import features, samples_at
+from fisher_jax.gram import samples_at
+from fisher_jax.kernels import features
 from fisher_jax.operators import apply
 from fisher_jax.solvers import lanczos
 

@@ -7,7 +7,8 @@ import oracle
 import pytest
 
 import fisher_jax as fj
-from fisher_jax.gram import Tiles, gram, layout
+from fisher_jax.gram import Tiles, gram
+from fisher_jax.kernels import layout
 
 RNG = np.random.default_rng(0)
 
@@ -392,7 +393,7 @@ LOOPS = ["bias of other loops", "recurrent", "layers of cells", "looped lookup"]
     "name", [*LOOPS, "residual", "conv grouped", "channels first", "attention", "embedding", "experts", "out of range"]
 )
 def test_either_kernel_gives_the_same(name, kind, x64, monkeypatch):
-    monkeypatch.setattr("fisher_jax.gram.costs", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
+    monkeypatch.setattr("fisher_jax.kernels.costs", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
     jax.clear_caches()
     apply, params, x, _ = problem(name, "float64")
     F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())

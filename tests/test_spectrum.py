@@ -122,22 +122,11 @@ def test_refusals(monkeypatch):
         fj.spectrum(F)
 
 
+SMALL = ["full", "--quiet", "--samples", "30", "--model", "mlp", "-o", "width=20"]
+
+
 def test_command_line(capsys, tmp_path):
-    arguments = [
-        "full",
-        "--samples",
-        "30",
-        "--model",
-        "mlp",
-        "-o",
-        "width=20",
-        "--by",
-        "layer",
-        "--quiet",
-        "--out",
-        str(tmp_path),
-    ]
-    assert cli.main(arguments) == 0
+    assert cli.main([*SMALL, "--by", "layer", "--vectors", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "eigenvalues above rounding" in text and "share of trace" in text
     assert {p.name for p in tmp_path.iterdir()} == set(cli.FULL_FILES)
@@ -145,7 +134,50 @@ def test_command_line(capsys, tmp_path):
     found = fj.load(tmp_path / "full.npz")
     np.testing.assert_allclose(record["values"], found.values, rtol=1e-6)
     assert sum(part["trace"] for part in record["parts"].values()) == pytest.approx(record["trace"], rel=1e-5)
-    assert cli.main(["full", "--model", "nonsense", "--out", str(tmp_path)]) == 2
+    # The vectors, through products with the matrix.
+    x, _ = fj.data.load("digits", samples=30)
+    model = fj.models.build("mlp", inputs=64, outputs=10, width=20, key=jax.random.split(jax.random.key(0), 4)[0])
+    F = fj.fisher(model, x, fj.Categorical())
+    assert found.vectors.shape == (F.size, 2)
+    for value, v in zip(found.values, found.vectors.T, strict=False):
+        np.testing.assert_allclose(F @ v, value * v, atol=1e-5 * found.lambda_max)
+
+
+def test_command_line_streamed(capsys, tmp_path):
+    stored, streamed = tmp_path / "stored", tmp_path / "streamed"
+    assert cli.main([*SMALL, "--out", str(stored)]) == cli.main([*SMALL, "--streamed", "--out", str(streamed)]) == 0
+    capsys.readouterr()
+    one, other = (fj.load(path / "full.npz") for path in (stored, streamed))
+    count = min(one.values.size, other.values.size)
+    np.testing.assert_allclose(one.values[:count], other.values[:count], atol=one.floor)
+    assert cli.main(["plan", "--streamed", *SMALL[2:], "--by", "block"]) == 0
+    assert f"P = {one.size}" in capsys.readouterr().out
+
+
+REFUSED = {
+    "unknown model": (["--model", "nonsense"], "model='nonsense' is unknown; choose among mlp, resmlp"),
+    "too many vectors": (["--vectors", "301"], "vectors=301 exceeds 300"),
+    "negative vectors": (["--vectors", "-1"], "vectors=-1 is below 0"),
+    "vectors of a streamed network": (
+        ["--streamed", "--vectors", "1"],
+        "vectors=1 of a streamed network; leave",
+    ),
+    "streamed and checkpoint": (["--streamed", "--checkpoint", "w.npz"], "checkpoint='w.npz' of a streamed network"),
+    "streamed and where": (["--streamed", "--where", "layers/0"], "takes neither where, chunk nor mesh"),
+    "unknown part": (["--by", "head"], "argument --by: invalid choice: 'head'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_command_line_refuses_in_one_line(name, capsys, tmp_path):
+    arguments, message = REFUSED[name]
+    try:
+        code = cli.main([*SMALL, "--out", str(tmp_path), *arguments])
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and message in error and "\n" not in error, error
+    assert not any(tmp_path.iterdir())
 
 
 def test_plan_says_what_happens(capsys):

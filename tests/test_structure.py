@@ -11,7 +11,7 @@ ROOT = pathlib.Path(fisher_jax.__file__).parent
 LAYERS = [
     {"_record", "_checks"},
     {"linalg", "operators", "results", "likelihoods", "functional"},
-    {"factor", "krylov", "sites"},
+    {"factor", "kernels", "krylov", "sites"},
     {"fisher", "gram", "moments", "solvers", "streamed"},
     {"kfac", "plan", "plot", "report", "spectrum"},
     {"cli"},
@@ -23,6 +23,9 @@ ORDER = {
     "likelihoods": 0,
     "functional": 0,
     "operators": 1,
+    "factor": 0,
+    "sites": 0,
+    "kernels": 1,
     "report": 0,
     "plot": 1,
     "gram": 0,
