@@ -60,9 +60,10 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         ]
         weights = max(weights, sum(p.size for p in piece.jacobian.network.params) * itemsize)
     if streamed:
-        # The weights of one stage and what they are made from; inputs of all stages; cotangents on both its sides.
+        # The weights of one stage, what they are made from and the copies XLA takes (four times in all, measured); inputs
+        # of all stages; cotangents on both its sides.
         widths = [a.size for _, piece in stage_shapes(factor) for a in jax.tree.leaves(piece.jacobian.data.x)]
-        features += 2 * weights + (sum(widths) + 2 * R * max(widths)) * itemsize
+        features += 4 * weights + (sum(widths) + 2 * R * max(widths)) * itemsize
         passes = 2 * R + 2
     operations = {
         "layer inputs and cotangents": samples * passes * forward,
