@@ -78,12 +78,12 @@ def parser() -> argparse.ArgumentParser:
     )
     _problem_arguments(full)
     _parts_arguments(full)
-    full.add_argument("--vectors", type=int, default=0, metavar="K", help="also the K leading eigenvectors (default: 0)")
     full.set_defaults(run=run_full, chunk="auto")
     plan = commands.add_parser(
         "plan",
         help="what `full` would cost: operations, bytes, seconds, and the kernel of every parameter",
-        description="Operations, memory and expected time of `fisher-jax full` with the same arguments; writes nothing.",
+        description="Operations, memory and expected time of `fisher-jax full` with the same arguments. Makes the "
+        "network, unless --streamed, but computes nothing with it and writes nothing.",
     )
     _problem_arguments(plan)
     _parts_arguments(plan)
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _parts_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--by", choices=["layer", "block"], help="also the diagonal block of F of every layer or block")
+    command.add_argument("--vectors", type=int, default=0, metavar="K", help="also the K leading eigenvectors (default: 0)")
     command.add_argument("--streamed", action="store_true", help="do not keep the weights: for networks larger than memory")
 
 
@@ -174,7 +175,9 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
     outputs = options.outputs if options.outputs is not None else _classes(y)
     streamed = getattr(options, "streamed", False)
     if streamed and options.checkpoint:
-        raise ArgumentError(f"full: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two")
+        raise ArgumentError(
+            f"{options.command}: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two"
+        )
     sizes = {"inputs": x.shape[1], "outputs": outputs, "streamed": streamed}
     model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
     if options.checkpoint:
@@ -193,7 +196,7 @@ def run_spectrum(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     method = {"auto": fj.Auto(options.tol), "lanczos": fj.Lanczos(tol=options.tol), "dense": fj.Dense()}[options.method]
-    _out_directory(options.out)
+    _out_directory(options)
     F, key, title, settings = _problem(options)
     print(title, flush=True)
     with warnings.catch_warnings(record=True) as caught, _Bar(options.quiet) as bar:
@@ -220,7 +223,7 @@ def run_plan(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     F, _, title, _ = _problem(options)
-    print(f"{title}\n{fj.plan(F, by=options.by)}")
+    print(f"{title}\n{fj.plan(F, by=options.by, vectors=options.vectors)}")
     return 0
 
 
@@ -228,7 +231,7 @@ def run_full(options: argparse.Namespace) -> int:
     """`fisher-jax full`."""
     import fisher_jax as fj
 
-    _out_directory(options.out)
+    _out_directory(options)
     F, _, title, settings = _problem(options)
     print(title, flush=True)
     with _Bar(options.quiet, "steps of K") as bar:
@@ -291,16 +294,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
-def _out_directory(out: str) -> None:
+def _out_directory(options: argparse.Namespace) -> None:
     """Refuse now what would fail after the work."""
+    out, command = options.out, options.command
     if os.path.exists(out) and not os.path.isdir(out):
-        raise ArgumentError(f"spectrum: out={out!r} is a file; give a directory")
+        raise ArgumentError(f"{command}: out={out!r} is a file; give a directory")
     try:
         os.makedirs(out, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise ArgumentError(
-            f"spectrum: out={out!r} cannot be written ({error.strerror}); give a directory of yours"
+            f"{command}: out={out!r} cannot be written ({error.strerror}); give a directory of yours"
         ) from error
 
 
@@ -321,7 +325,9 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
     for item in options.option:
         name, separator, text = item.partition("=")
         if not separator or not name:
-            raise ArgumentError(f"spectrum: option={item!r} is not NAME=VALUE; {options.model} has {', '.join(known)}")
+            raise ArgumentError(
+                f"{options.command}: option={item!r} is not NAME=VALUE; {options.model} has {', '.join(known)}"
+            )
         chosen[name] = _value(text)
     return chosen
 
@@ -346,7 +352,9 @@ def _kind(options: argparse.Namespace, y: Any, key: Any) -> Any:
     if options.kind == "mc":
         return fj.MonteCarlo(draws=options.draws, key=key)
     if y is None:
-        raise ArgumentError(f"spectrum: kind='empirical' needs labels, {options.data} has none; use --kind mc or exact")
+        raise ArgumentError(
+            f"{options.command}: kind='empirical' needs labels, {options.data} has none; use --kind mc or exact"
+        )
     return fj.Empirical(y)
 
 

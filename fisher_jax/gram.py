@@ -57,6 +57,8 @@ def gram(
     Raises:
         ArgumentError: the matrices, or the features of one sample, do not fit in memory.
     """
+    if tile is not None:
+        tile = _checks.integer("gram", "tile", tile, 1)
     count = len(factor.jacobian.network.params)
     groups = [range(count)] if groups is None else groups
     group = tuple(next((g for g, members in enumerate(groups) if i in members), -1) for i in range(count))

@@ -11,20 +11,22 @@ from fisher_jax.fisher import FisherOperator, StreamedFisher
 from fisher_jax.gram import Tiles
 from fisher_jax.kernels import layout
 from fisher_jax.results import Plan
-from fisher_jax.spectrum import MAX_SIZE, group_parameters
-from fisher_jax.streamed import stage_shapes
+from fisher_jax.spectrum import MAX_SIZE, MAX_SIZE_WITH_VECTORS, group_parameters
+from fisher_jax.streamed import stage_bytes, stage_shapes
 
 # LAPACK reduces to tridiagonal form half in matrix-vector products: its rate over that of a matrix product, on a CPU.
 LAPACK_SHARE = 0.2
 
 
-def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
-    """Operations, bytes, expected seconds and every parameter's kernel for `fj.spectrum(F, by=by)`; nothing is computed.
+def plan(F: FisherOperator, *, by: str | None = None, vectors: int = 0) -> Plan:
+    """Operations, bytes, expected seconds and every parameter's kernel for `fj.spectrum` with the same arguments.
+
+    Nothing of it is computed.
 
     Times come from the rate of a matrix product measured once per process; expect them within a factor of two or three.
 
     Args:
-        F: from `fj.fisher` or `fj.gradient_covariance`. by: as in `fj.spectrum`.
+        F: from `fj.fisher` or `fj.gradient_covariance`. by, vectors: as in `fj.spectrum`.
 
     Returns:
         Plan, which prints itself; `plan.fits` says whether `fj.spectrum` would start.
@@ -33,6 +35,9 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         raise _checks.fail("plan", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
     if by not in (None, "layer", "block"):
         raise _checks.fail("plan", f"by={by!r} is not known", 'give "layer", "block" or None')
+    if vectors and isinstance(F, StreamedFisher):
+        raise _checks.fail("plan", f"vectors={vectors} of a streamed network", "leave vectors out")
+    vectors = _checks.integer("plan", "vectors", vectors, 0, min(F.factor.shape))
     factor, itemsize = F.factor, jnp.dtype(F.dtype).itemsize
     (rows, size), samples, R = factor.shape, factor.jacobian.data.samples, factor.rows_per_sample
     paths, free = factor.jacobian.network.paths, linalg.free_memory()
@@ -42,7 +47,7 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
     groups = [range(len(paths))] if by is None else group_parameters(F, by)[1]
     parts = len(groups)
 
-    forward, passes, matrix, features, weights, kernels = 0.0, R + 1, 0.0, 0, 0, []
+    forward, passes, matrix, features, kernels = 0.0, R + 1, 0.0, 0, []
     cost, roomy = 0.0, True
     for first, piece in stage_shapes(factor) if streamed else [(0, factor)]:
         count = len(piece.jacobian.network.params)
@@ -58,25 +63,26 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         kernels += [
             (" + ".join(paths[first + i] for i in k.parameters), k.kind, k.operations, k.reason) for k in chosen.kernels
         ]
-        weights = max(weights, sum(p.size for p in piece.jacobian.network.params) * itemsize)
     if streamed:
-        # The weights of one stage, what they are made from and the copies XLA takes (four times in all, measured); inputs
-        # of all stages; cotangents on both its sides.
+        # Beside the largest stage the inputs of all stages, and cotangents on both its sides.
         widths = [a.size for _, piece in stage_shapes(factor) for a in jax.tree.leaves(piece.jacobian.data.x)]
-        features += 4 * weights + (sum(widths) + 2 * R * max(widths)) * itemsize
+        taken = stage_bytes(factor)[1]
+        roomy = roomy and taken <= free
+        features += taken + (sum(widths) + 2 * R * max(widths)) * itemsize
         passes = 2 * R + 2
     operations = {
         "layer inputs and cotangents": samples * passes * forward,
         "matrix": matrix if dual else float(rows) * size**2,
-        "diagonalization": (1 if by is None else parts + 1) * 4 / 3 * float(n) ** 3,
+        # With vectors, divide and conquer and going back from tridiagonal form: about twice 4/3 n³ more.
+        "diagonalization": ((1 if by is None else parts + 1) + (2 if vectors else 0)) * 4 / 3 * float(n) ** 3,
     }
     rate = matmul_rate()
     time_in = (
         operations | {"diagonalization": operations["diagonalization"] / LAPACK_SHARE} | ({"matrix": cost} if dual else {})
     )
     seconds = sum(time_in.values()) / rate
-    matrices = 2 if by is None else parts + 2
-    fitting = min(MAX_SIZE, int((free / matrices / itemsize) ** 0.5))
+    matrices = (2 if by is None else parts + 2) + (2 if vectors else 0)
+    fitting = min(MAX_SIZE_WITH_VECTORS if vectors else MAX_SIZE, int((free / matrices / itemsize) ** 0.5))
     return Plan(
         route="dual" if dual else "primal",
         size=size,
@@ -90,6 +96,7 @@ def plan(F: FisherOperator, *, by: str | None = None) -> Plan:
         rate=rate,
         seconds=seconds,
         fits=n <= fitting and roomy,
+        samples=samples,
         nearest=fitting // R,
     )
 

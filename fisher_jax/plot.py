@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fisher_jax import _checks
 from fisher_jax.results import EigenResult, Spectrum, Summary
 
 INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
@@ -22,6 +23,10 @@ def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None
     Returns:
         matplotlib Figure; `figure.savefig("spectrum.png")`.
     """
+    if not isinstance(top, EigenResult):
+        raise _checks.fail(
+            "plot.spectrum", f"top is a {type(top).__name__}", "give fj.eigsh(...); a Spectrum goes to plot.full"
+        )
     values, bounds = np.asarray(top.values, np.float64), np.asarray(top.bounds, np.float64)
     shown = np.isfinite(values) & (values > 0)
     rank = np.arange(1, values.size + 1)
@@ -105,11 +110,18 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
         matplotlib Figure.
     """
     parts = parts if isinstance(parts, dict) else {"all": parts}
+    if "all" not in parts or not all(isinstance(part, Spectrum) for part in parts.values()):
+        raise _checks.fail(
+            "plot.full", "parts is neither a Spectrum nor a dict with one under 'all'", "give fj.spectrum(...)"
+        )
     whole = parts["all"]
+    if not whole.values.size:
+        raise _checks.fail("plot.full", "the spectrum has no eigenvalue above rounding", "nothing can be drawn")
     figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [name for name in parts if name != "all"]
     shades = {name: colormaps["viridis"](0.1 + 0.8 * i / max(1, len(names) - 1)) for i, name in enumerate(names)}
+    highest = 100.0
     for name, part in parts.items():
         values = np.asarray(part.values, np.float64)
         if not values.size:
@@ -117,13 +129,16 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
         rank = np.arange(1, values.size + 1)
         style = {"color": INK, "lw": 2.0} if name == "all" else {"color": shades[name], "lw": 1.0}
         label = f"{name}: {values.size}" if names else f"{values.size} eigenvalues above rounding"
-        left.plot(rank, values, "-", label=label if name == "all" or len(names) <= 12 else None, **style)
+        # Of many parts some are named: the colors run from the first to the last.
+        named = name == "all" or names.index(name) % -(-len(names) // 12) == 0 or name == names[-1]
+        left.plot(rank, values, "-", label=label if named else None, **style)
         share = 100 * np.cumsum(values) / whole.trace
+        highest = max(highest, share[-1])
         right.plot(values, share, "-", **style)
-    left.axhline(whole.floor, color=ACCENT, lw=1, ls="--", label=f"rounding, {whole.floor:.1e}: below, zero or unknown")
+    left.axhline(whole.floor, color=ACCENT, lw=1, ls="--", label=f"rounding{' of all' if names else ''}, {whole.floor:.1e}")
     left.axhline(whole.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
     left.set(xscale="log", yscale="log", xlabel="rank i", ylabel="eigenvalue λᵢ of the Fisher matrix")
-    right.set(xscale="log", xlabel="λ", ylabel="share of the trace in eigenvalues ≥ λ, %", ylim=(0, 102))
+    right.set(xscale="log", xlabel="λ", ylabel="share of the trace in eigenvalues ≥ λ, %", ylim=(0, 1.02 * highest))
     right.invert_xaxis()
     # Curves may run anywhere in both panels: names and facts go outside.
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -132,7 +147,7 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
         axis.spines[["top", "right"]].set_visible(False)
     facts = (
         f"λ_max = {whole.lambda_max:.5g}, trace = {whole.trace:.5g}, effective rank = {whole.effective_rank:.4g}, "
-        f"P = {whole.size}, exact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
+        f"exact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
     )
     figure.suptitle("\n".join(t for t in (title, facts) if t), fontsize=10)
     return figure

@@ -26,6 +26,10 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
     """
     if not isinstance(F, FisherOperator):
         raise _checks.fail("summarize", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
+    if not isinstance(top, EigenResult):
+        raise _checks.fail(
+            "summarize", f"top is a {type(top).__name__}", "give fj.eigsh(...); a Spectrum prints its own numbers"
+        )
     if not top.values.size or not bool(top.converged[0]):
         raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
     count = F.factor.outliers()

@@ -119,10 +119,13 @@ class Spectrum:
         return (self.trace / self.frobenius) ** 2 if self.frobenius else float("nan")
 
     def __repr__(self) -> str:
-        largest = self.lambda_max
+        largest, single = self.lambda_max, self.values.dtype.itemsize < 8
         rows = [
             ("eigenvalues above rounding", f"{self.values.size}"),
-            ("below rounding, zero or not", f"{self.unresolved}" + (" (float64 may tell)" if self.unresolved else "")),
+            (
+                "below rounding, zero or not",
+                f"{self.unresolved}" + (" (float64 may tell)" if self.unresolved and single else ""),
+            ),
             ("exact zeros", f"{self.zeros}"),
             ("parameters P", f"{self.size}"),
             ("largest eigenvalue", f"{largest:.7g} ± {self.floor:.1e}"),
@@ -155,17 +158,20 @@ class Plan:
     rate: float = static()  # measured, operations per second of a matrix product
     seconds: float = static()  # expected
     fits: bool = static()
+    samples: int = static()
     nearest: int = static()  # samples whose matrix would fit
 
     def __repr__(self) -> str:
         n = self.dual_size if self.route == "dual" else self.size
+        samples = f"take N <= {self.nearest} samples, or fj.eigsh for the largest"
+        remedy = samples if self.nearest < self.samples else "one stage, or the features of one sample, exceed the memory"
         lines = [
             f"{self.route} route: a {n} x {n} matrix for P = {self.size}, N·C = {self.dual_size}",
             *(f"  {stage:<28}  {count:.2e} operations" for stage, count in self.operations),
             f"  matrix {_bytes(self.matrix_bytes)}, features {_bytes(self.feature_bytes)}, "
             f"peak {_bytes(self.peak_bytes)} of {_bytes(self.free_bytes)} free",
             f"  about {self.seconds:.2g} s at the measured {self.rate:.2g} operations/s",
-            "  fits" if self.fits else f"  DOES NOT FIT: take N <= {self.nearest} samples, or fj.eigsh for the largest",
+            "  fits" if self.fits else f"  DOES NOT FIT: {remedy}",
         ]
         if self.route == "dual":
             width = max((len(k[0]) for k in self.kernels), default=0)

@@ -35,11 +35,12 @@ def spectrum(
         F: from `fj.fisher` or `fj.gradient_covariance`.
         by: "layer" or "block": also the diagonal block of F of every layer (parameters with the same path but for the last
             part) or block (the same first part, and its number), from the same pass.
-        vectors: how many leading eigenvectors to give, lifted to parameter space; costs O(n³) more when not zero.
+        vectors: how many leading eigenvectors to give, `(P, k)`, lifted to parameter space, at most as many as there are
+            values above rounding; costs O(n³) more when not zero. With `by`, those of the whole.
         tile: samples in a tile of K. progress: called with (tiles done, tiles in all).
 
     Returns:
-        Spectrum; with `by`, a dict of them by path, the whole under "all".
+        Spectrum; with `by`, a dict of them by path, the whole under "all" (`fj.save` takes them one by one).
 
     Raises:
         ArgumentError: the matrix does not fit, or is beyond what LAPACK addresses.
@@ -113,17 +114,18 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
     lifted = None
     if vectors:
         values, U = scipy.linalg.eigh(host.T, overwrite_a=True, check_finite=False, driver="evd")
+        # Below rounding a vector would be any of the null space's.
+        vectors = min(vectors, int(np.count_nonzero(values > dense_floor(values, host.dtype))))
         rows = jnp.asarray(U[:, ::-1][:, :vectors].T)
-        if dual:
-            meaningful = jnp.asarray(values[::-1][:vectors] > dense_floor(values, host.dtype))
-            rows = complete(lift(F, rows), vectors, meaningful, jax.random.key(0))
-        lifted = rows.T
+        if dual and vectors:
+            rows = complete(lift(F, rows), vectors, jnp.ones(vectors, bool), jax.random.key(0))
+        lifted = rows.T if vectors else jnp.zeros((F.size, 0), F.dtype)
     else:
         values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")
     floor = dense_floor(values, host.dtype)
     values = values[::-1]
     kept = values[values > floor]
-    rank = min(size, F.factor.rank_bound())
+    rank = min(size, F.factor.rank_bound()) if frobenius else 0
     return Spectrum(
         values=jnp.asarray(kept),
         vectors=lifted,

@@ -152,12 +152,29 @@ def stage_shapes(factor: Factor) -> list[tuple[int, Factor]]:
     return result
 
 
+# The weights of one stage, what they are made from and the copies XLA takes: so many times the weights (measured).
+COPIES = 4
+
+
+def stage_bytes(factor: Factor) -> tuple[str, int]:
+    """Name of the stage with most weights, and the memory it takes while it exists."""
+    network: Any = factor.jacobian.network
+    sizes = [sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(shapes)) for shapes in network.shapes]
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    return network.stages[largest].name, COPIES * sizes[largest]
+
+
 def streamed_gram(
     factor: Factor, *, groups: Sequence[Sequence[int]] | None, tile: int | None, progress: Reporter | None
 ) -> list[Array]:
     """As `fisher_jax.gram.gram`."""
     groups = [range(len(factor.jacobian.network.params))] if groups is None else groups
     n = factor.shape[0]
+    (name, taken), free = stage_bytes(factor), linalg.free_memory()
+    if taken > free:
+        raise _checks.fail(
+            "gram", f"stage {name} takes {taken / 2**30:.3g} GiB of {free / 2**30:.3g} GiB free", "take narrower stages"
+        )
     matrices: list[Any] = [None] * len(groups)
     for first, stage in stage_factors(factor, progress):
         count = len(stage.jacobian.network.params)

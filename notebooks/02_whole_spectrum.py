@@ -89,8 +89,8 @@ assert abs(a.lambda_max - b.lambda_max) < a.floor + b.floor
 # %% [markdown]
 # ## What K-FAC makes of it
 #
-# The Kronecker-factored approximation takes the means over inputs and over cotangents apart: nearly the same trace, another
-# spectrum.
+# The Kronecker-factored approximation takes the means over inputs and over cotangents apart: neither the trace nor the
+# spectrum is that of F.
 
 # %%
 kfac = fj.kfac_spectrum(F)

@@ -194,3 +194,56 @@ def test_plan_says_what_happens(capsys):
     few = fj.fisher(fj.models.build("mlp", inputs=2, outputs=1, depth=1, key=jax.random.key(0)), x[:, :2], fj.Gaussian())
     assert fj.plan(few).route == "primal"
     assert cli.main(["plan", "--samples", "20"]) == 0 and "dual route" in capsys.readouterr().out
+
+
+def test_what_cannot_fit_is_said_before_it_starts(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    wide = {"inputs": 8, "outputs": 2, "width": 20_000, "depth": 3, "key": jax.random.key(0)}
+    F = fj.fisher(fj.models.build("mlp", streamed=True, **wide), x, fj.Gaussian())
+    monkeypatch.setattr("fisher_jax.linalg.free_memory", lambda: 2**30)
+    # 1.6 GB of weights in one layer: neither stored nor streamed.
+    with pytest.raises(fj.ArgumentError, match=r"model mlp: weights take 1\.49 GiB of 1 GiB free; give streamed=True"):
+        fj.models.build("mlp", **wide)
+    plan = fj.plan(F)
+    assert not plan.fits and plan.peak_bytes > 2**32 and "DOES NOT FIT: one stage" in repr(plan)
+    with pytest.raises(fj.ArgumentError, match=r"gram: stage layers/1 takes 5\.96 GiB of 1 GiB free"):
+        fj.spectrum(F)
+
+
+def test_vectors_are_planned_and_end_at_rounding():
+    # Two samples twice: half of the dual matrix is zero.
+    x = np.repeat(np.random.default_rng(0).normal(size=(2, 8)), 2, axis=0).astype(np.float32)
+    model = fj.models.build("mlp", inputs=8, outputs=3, width=16, key=jax.random.key(0))
+    F = fj.fisher(model, x, fj.Gaussian())
+    found = fj.spectrum(F, vectors=12)
+    assert found.values.size == 6 and found.vectors.shape == (F.size, 6)
+    np.testing.assert_allclose(F @ found.vectors, found.vectors * found.values[None], atol=1e-5 * found.lambda_max)
+    few, many = fj.plan(F), fj.plan(F, vectors=12)
+    assert many.peak_bytes > few.peak_bytes and many.seconds > few.seconds
+    with pytest.raises(fj.ArgumentError, match="plan: vectors=13 exceeds 12"):
+        fj.plan(F, vectors=13)
+    with pytest.raises(fj.ArgumentError, match="gram: tile=0 is below 1"):
+        F.gram(tile=0)
+
+
+def test_a_matrix_of_zeros_has_zeros_only():
+    model = fj.models.build("mlp", inputs=4, outputs=2, width=5, key=jax.random.key(0))
+    F = fj.fisher(model, np.zeros((3, 4), np.float32), fj.Gaussian())
+    found = fj.spectrum(F)
+    assert (found.zeros, found.unresolved, found.values.size, found.lambda_max) == (F.size, 0, 0, 0.0)
+    with pytest.raises(fj.ArgumentError, match=r"plot\.full: the spectrum has no eigenvalue above rounding"):
+        fj.plot.full(found)
+
+
+def test_results_of_the_other_kind_are_named():
+    net, _, _ = MODELS["function"]("float32")
+    F = fj.fisher(net, data("float32"), fj.Gaussian())
+    found, top = fj.spectrum(F), fj.eigsh(F, 2, key=jax.random.key(0))
+    for attempt, message in (
+        (lambda: fj.plot.full(top), "plot.full: parts is neither a Spectrum"),
+        (lambda: fj.plot.full({"layer": found}), "nor a dict with one under 'all'"),
+        (lambda: fj.plot.spectrum(found), "plot.spectrum: top is a Spectrum"),
+        (lambda: fj.summarize(F, found), "summarize: top is a Spectrum; give fj.eigsh"),
+    ):
+        with pytest.raises(fj.ArgumentError, match=message):
+            attempt()
