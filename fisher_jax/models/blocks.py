@@ -76,8 +76,9 @@ class Linear(nnx.Module):
         self.factor, self.bias_factor = (deviation, bias_deviation) if ntk else (1.0, 1.0)
         W = (orthogonal if weights == "orthogonal" else jax.random.normal)(rngs.params(), (inputs, outputs))
         self.kernel = nnx.Param(W if ntk else deviation * W)
-        self.bias = None
-        if bias_variance is not None:
+        if bias_variance is None:
+            self.bias = None
+        else:
             b = jax.random.normal(rngs.params(), (outputs,))
             self.bias = nnx.Param(b if ntk else bias_deviation * b)
 
@@ -93,7 +94,7 @@ def _times(factor: float, a: jax.Array) -> jax.Array:
 
 
 def orthogonal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Uniformly random with orthonormal rows or columns, whichever are fewer, times √max(shape): entries of unit variance."""
+    """Uniformly random, with orthonormal rows or columns, whichever are fewer, times √max(shape): unit variance."""
     return jax.nn.initializers.orthogonal(math.sqrt(max(shape)))(key, shape, jnp.float32)
 
 
@@ -107,6 +108,22 @@ class Scalar(nnx.Module):
     def __call__(self, h: jax.Array) -> jax.Array:
         number = jnp.broadcast_to(self.value[...], h.shape)
         return number * h if self.multiply else h + number
+
+
+def identity(h: jax.Array) -> jax.Array:
+    return h
+
+
+def unit_norm(model: str, norm: str, width: int, rngs: nnx.Rngs) -> Any:
+    """The norm of hidden units by name."""
+    return identity if one_of(model, "norm", norm, ("none", "batch")) == "none" else batch_norm(width, rngs)
+
+
+def output_layer(model: str, name: str, outputs: int, rngs: nnx.Rngs) -> Any:
+    """What is done to the outputs, over the batch: nothing, mean subtraction or batch norm."""
+    if one_of(model, "output_norm", name, ("none", "mean", "batch")) == "none":
+        return identity
+    return MeanSubtraction(outputs) if name == "mean" else batch_norm(outputs, rngs)
 
 
 def batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:

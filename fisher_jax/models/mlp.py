@@ -1,4 +1,4 @@
-"""Multilayer perceptron, standard parametrization."""
+"""Multilayer perceptron of the mean-field literature."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from fisher_jax.models.blocks import Linear, activation
-from fisher_jax.models.streaming import Piece, Shape
+from fisher_jax.models.blocks import Dropout, Linear, activation, output_layer, unit_norm
+from fisher_jax.models.streaming import Piece, plain
 
 
 class MLP(nnx.Module):
@@ -16,11 +16,15 @@ class MLP(nnx.Module):
     Args:
         depth: weight matrices L, the output layer included.
         width: of the hidden layers.
-        activation: relu, tanh, erf or linear.
+        activation: relu, tanh, erf, gelu or linear.
         weight_variance: σ_w², 2 for ReLU at criticality (He). bias_variance: σ_b²; biases exist only if it is given.
         readout_variance: variance of the last matrix; weight_variance unless given.
+        weights: "gaussian" or "orthogonal". parametrization: "standard" or "ntk"; see `blocks.Linear`.
+        norm: "batch": `h^l = φ(BN(u^l))`, without learned scale and shift; "none".
+        dropout: rate on the hidden activations. dropout_form: "inverted" or "raw".
+        output_norm: "mean": outputs minus their mean over the batch; "batch": normalized over it; "none".
 
-    Reference: Poole et al., NeurIPS 2016; He et al., ICCV 2015.
+    Reference: Poole et al., NeurIPS 2016; Karakida et al., AISTATS 2019 and NeurIPS 2019; He et al., ICCV 2015.
     """
 
     def __init__(
@@ -35,27 +39,38 @@ class MLP(nnx.Module):
         weight_variance: float = 2.0,
         bias_variance: float | None = None,
         readout_variance: float | None = None,
+        weights: str = "gaussian",
+        parametrization: str = "standard",
+        norm: str = "none",
+        dropout: float = 0.0,
+        dropout_form: str = "inverted",
+        output_norm: str = "none",
     ):
         self.activation = _activation("mlp", activation)
         readout_variance = weight_variance if readout_variance is None else readout_variance
         shapes = _shapes(inputs, outputs, depth, width, weight_variance, bias_variance, readout_variance)
-        self.layers = nnx.List([Linear(*shape, rngs=rngs) for shape in shapes])
+        kind = (weights, parametrization)
+        self.layers = nnx.List([Linear(*shape, *kind, rngs=rngs) for shape in shapes])
+        self.norms = nnx.List([unit_norm("mlp", norm, width, rngs) for _ in range(depth - 1)])
+        self.dropouts = nnx.List([Dropout(dropout, dropout_form, rngs=rngs) for _ in range(depth - 1)])
+        self.output_norm = output_layer("mlp", output_norm, outputs, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         *hidden, last = self.layers
-        for layer in hidden:
-            x = self.activation(layer(x))
-        return last(x)
+        for layer, norm, dropout in zip(hidden, self.norms, self.dropouts, strict=True):
+            x = dropout(self.activation(norm(layer(x))))
+        return self.output_norm(last(x))
 
     @staticmethod
-    def pieces(**options: Any) -> list[Piece]:
+    def pieces(
+        *, activation: str, weights: str, parametrization: str, readout_variance: float | None, **options: Any
+    ) -> Any:
         """The layers one by one, for a network that is streamed."""
-        act = _activation("mlp", options.pop("activation"))
-        if options["readout_variance"] is None:
-            options["readout_variance"] = options["weight_variance"]
-        *hidden, last = _shapes(**options)
-        pieces = [Piece(f"layers/{i}", shape, Hidden(act)) for i, shape in enumerate(hidden)]
-        return [*pieces, Piece(f"layers/{len(hidden)}", last, readout)]
+        sizes, act = plain("mlp", MLP, options), _activation("mlp", activation)
+        readout_variance = sizes["weight_variance"] if readout_variance is None else readout_variance
+        *hidden, last = [(*s, weights, parametrization) for s in _shapes(**sizes, readout_variance=readout_variance)]
+        pieces = [Piece(f"layers/{i}", Linear, shape, Hidden(act)) for i, shape in enumerate(hidden)]
+        return [*pieces, Piece(f"layers/{len(hidden)}", Linear, last)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +83,6 @@ class Hidden:
         return self.activation(layer(h))
 
 
-def readout(layer: Linear, h: jax.Array) -> jax.Array:
-    return layer(h)
-
-
 def _shapes(
     inputs: int,
     outputs: int,
@@ -80,7 +91,7 @@ def _shapes(
     weight_variance: float,
     bias_variance: float | None,
     readout_variance: float,
-) -> list[Shape]:
+) -> list[tuple[Any, ...]]:
     sizes = [inputs, *[width] * (depth - 1), outputs]
     variances = [*[weight_variance] * (depth - 1), readout_variance]
     return [(a, b, v, bias_variance) for a, b, v in zip(sizes[:-1], sizes[1:], variances, strict=True)]

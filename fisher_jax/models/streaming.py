@@ -1,6 +1,7 @@
-"""Networks of linear maps as streams of stages: the same weights as the stored model of the same key, made when needed."""
+"""Networks as streams of stages: the same weights as the stored model of the same key, made when needed."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,36 +9,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fisher_jax import _checks
 from fisher_jax.functional import Stage, Streamed
-from fisher_jax.models.blocks import Linear
 
-# Arguments of `Linear`: inputs, outputs, variance, bias variance.
-Shape = tuple[int, int, float, float | None]
+
+def call(module: Any, h: jax.Array) -> jax.Array:
+    return module(h)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stage before it has a key: linear maps, and `run(maps, h)`, both compared by value.
+    """A stage before it has a key: the module `build(*arguments, rngs=rngs)` and `run(module, h)`, compared by value.
 
-    `linears` is one shape or, for parameters numbered in their path, a tuple of them.
+    Each of its parameters takes one key of `rngs.params`.
     """
 
     name: str = dataclasses.field(compare=False)
-    linears: Any
-    run: Callable[[Any, jax.Array], jax.Array]
+    build: Any
+    arguments: tuple[Any, ...]
+    run: Callable[[Any, jax.Array], jax.Array] = call
 
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        return self.linears if isinstance(self.linears[0], tuple) else (self.linears,)
-
-    @property
-    def draws(self) -> int:
-        """How many keys the initialization takes."""
-        return sum(1 + (shape[3] is not None) for shape in self.shapes)
-
-    def build(self, rngs: nnx.Rngs) -> Any:
-        made = [Linear(*shape, rngs=rngs) for shape in self.shapes]
-        return nnx.List(made) if isinstance(self.linears[0], tuple) else made[0]
+    def module(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.build(*self.arguments, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +41,7 @@ class _Init:
         key, count = state
         rngs = nnx.Rngs(params=key)
         rngs.params.count[...] = count
-        return nnx.to_pure_dict(nnx.state(self.piece.build(rngs), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self.piece.module(rngs), nnx.Param))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +49,8 @@ class _Apply:
     piece: Piece
 
     def __call__(self, params: Any, h: jax.Array) -> jax.Array:
-        module = nnx.eval_shape(lambda: self.piece.build(nnx.Rngs(params=0)))
-        graphdef, state, rest = nnx.split(module, nnx.Param, ...)
+        # Its own weights are never drawn: nothing uses them in the compiled program. Its constants are.
+        graphdef, state, rest = nnx.split(self.piece.module(nnx.Rngs(0)), nnx.Param, ...)
         nnx.replace_by_pure_dict(state, params)
         return self.piece.run(nnx.merge(graphdef, state, rest), h)
 
@@ -66,6 +59,22 @@ def stream(pieces: list[Piece], key: jax.Array) -> Streamed:
     """Stages of the pieces, drawing from the key in the order in which `nnx.Rngs(params=key)` does."""
     stages, count = [], 0
     for piece in pieces:
-        stages.append(Stage(piece.name, _Init(piece), _Apply(piece), (key, jnp.asarray(count, jnp.uint32))))
-        count += piece.draws
+        init = _Init(piece)
+        stages.append(Stage(piece.name, init, _Apply(piece), (key, jnp.asarray(count, jnp.uint32))))
+        count += len(jax.tree.leaves(jax.eval_shape(init, stages[-1].state)))
     return Streamed(tuple(stages))
+
+
+# What needs other samples, random masks, or numbers beside the weights.
+NOT_STREAMED = ("norm", "dropout", "dropout_form", "survival", "survival_schedule", "residual", "output_norm", "scanned")
+
+
+def plain(model: str, cls: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that streamed networks do not have, which must be at their defaults."""
+    parameters = inspect.signature(cls.__init__).parameters
+    for name in NOT_STREAMED:
+        if name in options and options[name] != parameters[name].default:
+            raise _checks.fail(
+                f"model {model}", f"{name}={options[name]!r} with streamed=True", f"leave {name} out, or store the weights"
+            )
+    return {name: value for name, value in options.items() if name not in NOT_STREAMED}
