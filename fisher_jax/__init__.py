@@ -24,6 +24,9 @@ from fisher_jax.likelihoods import Categorical as Categorical
 from fisher_jax.likelihoods import Gaussian as Gaussian
 from fisher_jax.likelihoods import Likelihood as Likelihood
 from fisher_jax.likelihoods import Poisson as Poisson
+from fisher_jax.masks import over_masks as over_masks
+from fisher_jax.modes import Average as Average
+from fisher_jax.modes import Fixed as Fixed
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisher_jax import _checks, linalg, moments, streamed
+from fisher_jax import _checks, linalg, modes, moments, streamed
 from fisher_jax._record import record
 from fisher_jax.factor import (
     ROW_BATCH_BYTES,
@@ -325,6 +325,8 @@ def fisher(
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
     weights: Any = None,
+    masks: Any = None,
+    bn: str | None = None,
 ) -> FisherOperator:
     """The Fisher information matrix of a network on data, as an operator.
 
@@ -347,6 +349,11 @@ def fisher(
         mesh: devices over which to spread the samples.
         weights: per sample `(N,)`, a weighted mean (weight 0 is the sample left out); or per token `(N, T)`, a sum over
             tokens, averaged over the samples that have a nonzero token.
+        masks: of dropout and stochastic depth, for an `nnx.Module`: "mean" for the network without masks (its evaluation
+            mode), `fj.Fixed(key)` for one draw, `fj.Average(draws, key)` for the average of F over masks. The four summaries
+            one can make of these differ: `fj.over_masks` gives them all.
+        bn: batch normalization, for an `nnx.Module`: "eval" for the running statistics; "frozen" for the statistics of x as
+            constants; "train" for the joint map of x as one batch, with the derivative through its statistics (no labels).
 
     Returns:
         FisherOperator of size P; `F @ v`, `F.dual`, `F.trace()`, `F.dense()`, `fj.eigsh(F, k, key=key)`.
@@ -364,6 +371,13 @@ def fisher(
         )
     if isinstance(model, Streamed) and (where is not None or mesh is not None or chunk != "auto"):
         raise _checks.fail(where_called, "a streamed model takes neither where, chunk nor mesh", "leave them out")
+    if masks is not None or bn is not None:
+        if bn == "train":
+            weights = _joint_weights(weights, x, kind, where_called)
+        model, x = modes.prepare(model, x, masks, bn, where_called)
+        if isinstance(masks, modes.Average):
+            weights = None if weights is None else modes.repeated(np.asarray(weights), masks)
+            kind = Empirical(modes.repeated(kind.y, masks)) if isinstance(kind, Empirical) else kind
     net, x, samples, outputs = _inputs(model, x, where, where_called)
     if likelihood.null_dimensions and any(a.shape[-1] <= likelihood.null_dimensions for a in jax.tree.leaves(outputs)):
         raise _checks.fail(
@@ -385,6 +399,21 @@ def fisher(
         return StreamedFisher(Factor(Jacobian(net, data, None, OutputSpace.of(outputs)), likelihood))
     jacobian = _jacobian(net, x, scale, labels, samples, outputs, chunk, mesh, where_called)
     return FisherOperator(Factor(jacobian, likelihood))
+
+
+def _joint_weights(weights: Any, x: Any, kind: Any, where: str) -> np.ndarray:
+    """The samples of one batch are the tokens of the one sample that it is: `(1, N)`, with sum one."""
+    if isinstance(kind, Empirical):
+        raise _checks.fail(
+            where,
+            'kind=Empirical with bn="train": the joint map has no per-sample gradients',
+            "give fj.Exact() or bn='frozen'",
+        )
+    samples = np.shape(jax.tree.leaves(x)[0])[0]
+    weights = np.ones(samples) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise _checks.fail(where, f'weights of shape {weights.shape} with bn="train"', f"give ({samples},), none below 0")
+    return (weights / weights.sum())[None]
 
 
 def gradient_covariance(

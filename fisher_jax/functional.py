@@ -127,18 +127,25 @@ def as_function(model: Any, where: str) -> Function:
 
 
 def _refuse_training_mode(model: Any, where: str) -> None:
+    """By the attributes that `model.eval()` sets, so that modules of one's own count too."""
     from flax import nnx
 
     for path, module in nnx.iter_modules(model):
         label = f"{type(module).__name__} '{'/'.join(map(str, path))}'"
-        if isinstance(module, nnx.BatchNorm) and not module.use_running_average:
+        if getattr(module, "use_running_average", True) is False:
             raise _checks.fail(
                 where,
                 f"model has {label} in training mode, where samples of a batch depend on each other",
-                "call model.eval() to use the running statistics",
+                'call model.eval() to use the running statistics, or choose with bn="eval", "frozen" or "train"',
             )
-        if isinstance(module, nnx.Dropout) and module.rate > 0 and not module.deterministic:
-            raise _checks.fail(where, f"model has {label} active with rate={module.rate}", "call model.eval()")
+        idle = getattr(module, "rate", 1) == 0 or getattr(module, "rngs", 0) is None
+        if getattr(module, "deterministic", True) is False and not idle:
+            rate = f" with rate={module.rate}" if hasattr(module, "rate") else ""
+            raise _checks.fail(
+                where,
+                f"model has {label} active{rate}",
+                'call model.eval(), or choose with masks="mean", fj.Fixed(key) or fj.Average(draws, key)',
+            )
 
 
 @record

@@ -96,8 +96,10 @@ class ResMLP(nnx.Module):
     @staticmethod
     def pieces(*, inputs: int, outputs: int, input_variance: float, readout_variance: float, **options: Any) -> list[Piece]:
         """Embedding, blocks and readout one by one, for a network that is streamed."""
-        options = plain("resmlp", ResMLP, options) | {"norm": "none", "residual": "plain"}
-        options |= {"dropout": 0.0, "dropout_form": "inverted"}
+        # Population norm is a constant of each block, which the stage brings along.
+        norm = options["norm"] if options["norm"] == "population" else "none"
+        options = plain("resmlp", ResMLP, options | ({"norm": "none"} if norm == "population" else {}))
+        options |= {"norm": norm, "residual": "plain", "dropout": 0.0, "dropout_form": "inverted"}
         kind = (None, options["weights"], options["parametrization"])
         width, embedded, branch, gains = _design(inputs, **options)
         first = [Piece("embed", Linear, (inputs, width, input_variance, *kind))] if embedded else []

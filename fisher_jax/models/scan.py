@@ -10,7 +10,7 @@ from flax import nnx
 class Scanned(nnx.Module):
     """Blocks of one structure, their weights stacked along a leading axis: `h ← block_L(... block_1(h))`.
 
-    Random masks differ between blocks; running statistics are not updated.
+    Random masks differ between blocks.
     """
 
     def __init__(self, blocks: list[Any]):
@@ -22,7 +22,11 @@ class Scanned(nnx.Module):
     def __call__(self, h: Any) -> Any:
         graphdef, state = nnx.split(self.stacked)
 
-        def step(h: Any, one: Any) -> tuple[Any, None]:
-            return nnx.merge(graphdef, one, copy=True)(h), None
+        def step(h: Any, one: Any) -> tuple[Any, Any]:
+            block = nnx.merge(graphdef, one, copy=True)
+            h = block(h)
+            return h, nnx.state(block, nnx.BatchStat)
 
-        return jax.lax.scan(step, h, state)[0]
+        h, statistics = jax.lax.scan(step, h, state)
+        nnx.update(self.stacked, statistics)
+        return h
