@@ -43,7 +43,7 @@ def test_a_draw_of_dropout_is_one_of_all_masks(form):
         factor = 1 if form == "raw" else 1 / 0.7
 
         def apply(p, x):
-            return (factor * np.asarray(mask) * jax.nn.relu(x @ p[0])) @ p[1]
+            return (factor * jnp.asarray(mask)[None] * jax.nn.relu(x @ p[0])) @ p[1]
 
         return explicit(apply, params)
 

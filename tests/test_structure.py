@@ -12,8 +12,8 @@ LAYERS = [
     {"_record", "_checks"},
     {"linalg", "operators", "results", "likelihoods", "functional"},
     {"factor", "kernels", "krylov", "sites"},
-    {"fisher", "gram", "moments", "solvers", "streamed"},
-    {"kfac", "plan", "plot", "report", "spectrum"},
+    {"fisher", "gram", "modes", "moments", "solvers", "streamed"},
+    {"kfac", "masks", "plan", "plot", "report", "spectrum"},
     {"cli"},
 ]
 # Within a row, the order of the files.
@@ -29,6 +29,7 @@ ORDER = {
     "report": 0,
     "plot": 1,
     "gram": 0,
+    "modes": 0,
     "moments": 1,
     "streamed": 1,
     "fisher": 2,

@@ -56,3 +56,20 @@ def build(name: str, *, inputs: int, outputs: int, key: jax.Array, streamed: boo
     _require_room(name, inputs, outputs, known | chosen)
     rngs = nnx.Rngs(params=key, dropout=jax.random.fold_in(key, 1))
     model = MODELS[name](inputs=inputs, outputs=outputs, rngs=rngs, **chosen)
+    model.eval()
+    return model
+
+
+def _require_room(name: str, inputs: int, outputs: int, chosen: dict[str, Any]) -> None:
+    """Refuse weights larger than memory, before the system ends the process for them."""
+    widest = max(inputs, outputs, chosen.get("width") or 0)
+    if chosen["depth"] * widest**2 < 2**26:  # too few to matter, whatever the architecture
+        return
+    model = nnx.eval_shape(lambda: MODELS[name](inputs=inputs, outputs=outputs, rngs=nnx.Rngs(0), **chosen))
+    taken = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    if taken > (free := linalg.free_memory()):
+        raise _checks.fail(
+            f"model {name}",
+            f"weights take {taken / 2**30:.3g} GiB of {free / 2**30:.3g} GiB free",
+            "give streamed=True (--streamed), which does not keep them, or a smaller width or depth",
+        )

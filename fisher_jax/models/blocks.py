@@ -86,7 +86,7 @@ class Linear(nnx.Module):
         y = x @ _times(self.factor, self.kernel[...])
         if self.bias is None:
             return y
-        return y + jnp.broadcast_to(_times(self.bias_factor, self.bias[...]), y.shape)
+        return y + _times(self.bias_factor, self.bias[...]).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def _times(factor: float, a: jax.Array) -> jax.Array:
