@@ -1,7 +1,8 @@
-"""The command line: `fisher-jax spectrum`, `fisher-jax full`, `fisher-jax plan`."""
+"""The command line: `fisher-jax spectrum`, `full`, `plan`, `models`."""
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -20,6 +21,7 @@ examples:
   fisher-jax spectrum --data mine.npz --checkpoint weights.npz -k 50 --tol 1e-8 --x64
   fisher-jax spectrum --above 1.0 -k 100                every eigenvalue above 1, and proof that none is missing
   fisher-jax spectrum --where 'blocks/0'                the diagonal block of one residual block
+  fisher-jax spectrum --model resnet20 --samples 100 -o width=8    digits as images; `fisher-jax models` lists all
 
 The Fisher matrix is F = (1/N) sum_n J_n^T B_n B_n^T J_n with the Jacobian J_n of the network's outputs and the Fisher
 matrix B B^T of the likelihood at them. Gradient descent on its quadratic model is stable for learning rates below
@@ -79,6 +81,13 @@ def parser() -> argparse.ArgumentParser:
     _problem_arguments(full)
     _parts_arguments(full)
     full.set_defaults(run=run_full, chunk="auto")
+    zoo = commands.add_parser(
+        "models",
+        help="the architectures and presets, their sizes and options",
+        description="Every architecture and preset with its number of parameters; with names, their options and definition.",
+    )
+    zoo.add_argument("names", nargs="*", metavar="NAME", help="such as resmlp, resnet20, vit-s16")
+    zoo.set_defaults(run=run_models)
     plan = commands.add_parser(
         "plan",
         help="what `full` would cost: operations, bytes, seconds, and the kernel of every parameter",
@@ -100,7 +109,7 @@ def _parts_arguments(command: argparse.ArgumentParser) -> None:
 def _problem_arguments(command: argparse.ArgumentParser) -> None:
     """Network, data and matrix: the same for every command."""
     network = command.add_argument_group("network")
-    network.add_argument("--model", default="resmlp", metavar="NAME", help="mlp or resmlp (default: resmlp)")
+    network.add_argument("--model", default="resmlp", metavar="NAME", help="see `fisher-jax models` (default: resmlp)")
     network.add_argument(
         "-o",
         "--option",
@@ -167,7 +176,7 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
     keys = dict(zip(("weights", "data", "labels", "solver"), jax.random.split(jax.random.key(options.seed), 4), strict=True))
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "command", "quiet", "out")}
     x, y = fj.data.load(options.data, samples=options.samples, inputs=options.inputs, key=keys["data"])
-    x = x.reshape(len(x), -1)
+    x = _samples(x, options)
     if y is not None and options.likelihood == "categorical" and y.dtype.kind == "f" and (y == y.astype(int)).all():
         y = y.astype("int32")  # classes written as 0., 1., 2.
     if options.x64:
@@ -178,7 +187,7 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
         raise ArgumentError(
             f"{options.command}: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two"
         )
-    sizes = {"inputs": x.shape[1], "outputs": outputs, "streamed": streamed}
+    sizes = {"inputs": x.shape[1:] if x.ndim == 4 else x.shape[1], "outputs": outputs, "streamed": streamed}
     model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
     if options.checkpoint:
         fj.models.load_weights(model, options.checkpoint)
@@ -189,6 +198,58 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
     size = f"P = {F.size}, N·C = {F.factor.shape[0]}"
     title = f"{options.model} on {os.path.basename(options.data)}: {options.kind} Fisher, {options.likelihood}, {size}"
     return F, keys["solver"], title, settings
+
+
+def _samples(x: Any, options: argparse.Namespace) -> Any:
+    """The data as the model takes it: rows of features, or images `(N, height, width, channels)`."""
+    from fisher_jax import models
+
+    kind = models.takes(options.model)
+    if kind == "features":
+        return x.reshape(len(x), -1)
+    if kind == "image" and x.ndim == 2 and (side := math.isqrt(x.shape[1])) ** 2 == x.shape[1]:
+        x = x.reshape(-1, side, side)
+    if kind == "image" and x.ndim == 3:
+        x = x[..., None]
+    if kind != "image" or x.ndim != 4:
+        raise ArgumentError(
+            f"{options.command}: model={options.model!r} takes {kind}s, {options.data} has samples of shape {x.shape[1:]}; "
+            "choose another --data or --model, or use fj.fisher from Python"
+        )
+    return x
+
+
+def run_models(options: argparse.Namespace) -> int:
+    """`fisher-jax models`."""
+    import inspect
+
+    from fisher_jax import models
+
+    for name in options.names:
+        fixed = models.architecture(name)[1]
+        sizes = {what: fixed.get(what, usual) for what, usual in (("inputs", USUAL[models.takes(name)]), ("outputs", 10))}
+        print(f"{name}: {models.count(name, **sizes):,} parameters at {_assignments(sizes)}")
+        print(f"  {_assignments({n: v for n, v in models.options(name).items()}, separator=chr(10) + '  ')}")
+        print(f"\n{inspect.getdoc(models.model_class(name))}\n")
+    if options.names:
+        return 0
+    for kind, (_, _, sample) in models.MODELS.items():
+        first = (inspect.getdoc(models.model_class(kind)) or "").splitlines()[0]
+        print(f"{kind:<16} takes {sample}; {first}", flush=True)
+        for name, fixed in models.presets(kind).items():
+            fixed = models.architecture(name)[1]
+            sizes = {"inputs": fixed.get("inputs", USUAL[sample]), "outputs": fixed.get("outputs", 10)}
+            own = {n: v for n, v in fixed.items() if n not in sizes}
+            print(f"  {name:<20} {models.count(name, **sizes):>13,} parameters   {_assignments(own)}", flush=True)
+    return 0
+
+
+# What presets that do not say it are counted for.
+USUAL = {"features": 64, "image": (32, 32, 3), "tokens": 32, "sequence": 8}
+
+
+def _assignments(values: dict[str, Any], separator: str = ", ") -> str:
+    return separator.join(f"{name}={value}" for name, value in values.items())
 
 
 def run_spectrum(options: argparse.Namespace) -> int:

@@ -140,7 +140,8 @@ def _refuse_training_mode(model: Any, where: str) -> None:
             )
         idle = getattr(module, "rate", 1) == 0 or getattr(module, "rngs", 0) is None
         if getattr(module, "deterministic", True) is False and not idle:
-            rate = f" with rate={module.rate}" if hasattr(module, "rate") else ""
+            rate = getattr(module, "rate", None)
+            rate = "" if rate is None else f" with rate={rate}"
             raise _checks.fail(
                 where,
                 f"model has {label} active{rate}",

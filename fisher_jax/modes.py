@@ -54,7 +54,7 @@ class Average:
             raise _checks.fail("Average", "key is missing", "give key=jax.random.key(seed)")
 
 
-def prepare(model: Any, x: Any, masks: Any, bn: Any, where: str) -> tuple[Any, Any]:
+def prepare(model: Any, x: Any, masks: Fixed | Average | str | None, bn: Any, where: str) -> tuple[Any, Any]:
     """(model, x) of the chosen mode: x with every sample `draws` times, or for bn="train" as one sample, the batch."""
     if masks not in (None, "mean") and not isinstance(masks, (Fixed, Average)):
         raise _checks.fail(where, f"masks={masks!r} is unknown", 'give "mean", fj.Fixed(key) or fj.Average(draws, key)')
@@ -69,7 +69,7 @@ def prepare(model: Any, x: Any, masks: Any, bn: Any, where: str) -> tuple[Any, A
     normed = bool(_modules(model, "use_running_average"))
     if bn is not None and not normed:
         raise _checks.fail(where, f"bn={bn!r}, but the model has no batch normalization", "leave bn out")
-    random = isinstance(masks, (Fixed, Average))
+    random = not isinstance(masks, str | None)
     if masks is not None:
         if random and not _modules(model, "deterministic"):
             raise _checks.fail(
@@ -88,7 +88,7 @@ def prepare(model: Any, x: Any, masks: Any, bn: Any, where: str) -> tuple[Any, A
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         batch = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
         return Function(Partial(_Joint(graphdef), rest), nnx.to_pure_dict(params)), batch
-    if not random:
+    if masks is None or isinstance(masks, str):
         return model, x
     graphdef, params, keys, rest = nnx.split(model, nnx.Param, nnx.RngKey, ...)
     samples = jax.tree.leaves(x)[0].shape[0]

@@ -1,5 +1,9 @@
 import os
 
+# What one worker compiled, the other, the next module and the next run load.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "../.pytest_cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Eight virtual devices for the sharding tests; before JAX is imported.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Eight devices on two busy cores: a collective may wait long for its last thread, which is no deadlock.
@@ -9,6 +13,8 @@ import jax
 import pytest
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Compiling takes most of the time of small tests.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -66,7 +66,7 @@ def test_the_main_job_against_the_dense_matrix_in_float64(main_job):
         x, _ = fj.data.load("digits")
         with jax.enable_x64(False):
             model = fj.models.build("resmlp", inputs=64, outputs=10, key=keys[0])
-        weights = [np.asarray(layer.kernel[...], np.float64) for block in model.blocks for layer in block]
+        weights = [np.asarray(layer.kernel[...], np.float64) for b in model.blocks for layer in (b.first, b.second)]
         readout = np.asarray(model.readout.kernel[...], np.float64)
 
         def apply(p, x):
@@ -94,10 +94,12 @@ def test_the_main_job_against_the_dense_matrix_in_float64(main_job):
     names = [
         jax.tree_util.keystr(k, simple=True, separator="/")
         for k, _ in jax.tree_util.tree_leaves_with_path(
-            {"blocks": {i: {0: 0, 1: 0} for i in range(4)}, "readout": {"kernel": 0}}
+            {"blocks": {i: {"first": 0, "second": 0} for i in range(4)}, "readout": {"kernel": 0}}
         )
     ]
-    assert names == [*(f"blocks/{i}/{j}" for i in range(4) for j in range(2)), "readout/kernel"], "order of the parameters"
+    assert names == [*(f"blocks/{i}/{j}" for i in range(4) for j in ("first", "second")), "readout/kernel"], (
+        "order of the parameters"
+    )
     values = np.asarray(top.values, np.float64)
     residuals = np.linalg.norm(FV - V * values, axis=0)
     assert (residuals <= np.asarray(top.residuals) + 2 * float(top.floor)).all()
@@ -170,7 +172,7 @@ def test_checkpoints(capsys, tmp_path, kind):
 
 
 BAD = {
-    "unknown model": (["--model", "resnet"], "model='resnet' is unknown; choose among mlp, resmlp"),
+    "unknown model": (["--model", "resnext"], "model='resnext' is unknown; choose among mlp, resmlp"),
     "unknown option": (["-o", "dept=3"], "model resmlp: option dept=3 is unknown; it has depth"),
     "option without value": (["-o", "depth"], "option='depth' is not NAME=VALUE"),
     "missing file": (["--data", "nothing.npy"], "data='nothing.npy' is neither a name nor a file"),
@@ -183,7 +185,7 @@ BAD = {
     "bad chunk": (["--chunk", "big"], "chunk='big' is not an integer"),
     "negative tolerance": (["--tol", "-1"], "tol=-1.0 is not a positive number"),
     "nothing above": (["--above", "1e9"], "above=1e+09 exceeds every eigenvalue"),
-    "no such parameter": (["--where", "conv"], "where='conv' selects no parameter; choose among blocks/0/0/kernel"),
+    "no such parameter": (["--where", "conv"], "where='conv' selects no parameter; choose among blocks/0/first/kernel"),
     "labels missing": (["--kind", "empirical", "--data", "DIR/x.npy"], "kind='empirical' needs labels"),
     "NaN in data": (["--data", "DIR/nan.npy"], "x has 1 NaN or infinite value(s) among 400"),
     "NaN in weights": (["--checkpoint", "DIR/nan.npz"], "NaN or infinite value"),
@@ -204,8 +206,8 @@ def bad_files(tmp_path_factory):
     fj.models.save_weights(model, path / "good.npz")
     with np.load(path / "good.npz") as file:
         arrays = dict(file)
-    np.savez(path / "other.npz", **(arrays | {"blocks/0/0/kernel": np.zeros((3, 3), np.float32)}))
-    np.savez(path / "nan.npz", **(arrays | {"blocks/0/0/kernel": np.full((64, 64), np.nan, np.float32)}))
+    np.savez(path / "other.npz", **(arrays | {"blocks/0/first/kernel": np.zeros((3, 3), np.float32)}))
+    np.savez(path / "nan.npz", **(arrays | {"blocks/0/first/kernel": np.full((64, 64), np.nan, np.float32)}))
     return path
 
 

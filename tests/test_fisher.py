@@ -242,7 +242,7 @@ def test_where_takes_a_whole_block_of_a_module():
     model = fj.models.build("resmlp", inputs=4, outputs=2, depth=2, key=jax.random.key(0))
     F = fj.fisher(model, np.ones((3, 4), np.float32), fj.Gaussian(), where="blocks/1")
     assert F.size == 2 * 16
-    with pytest.raises(fj.ArgumentError, match=r"where='nothing' selects no parameter; choose among blocks/0/0/kernel"):
+    with pytest.raises(fj.ArgumentError, match=r"where='nothing' selects no parameter; choose among blocks/0/first/kernel"):
         fj.fisher(model, np.ones((3, 4), np.float32), fj.Gaussian(), where="nothing")
 
 

@@ -63,7 +63,7 @@ def test_spectrum_and_its_parts():
     plan = fj.plan(G)
     assert plan.size == F.size and {kind for _, kind, _, _ in plan.kernels} == {"outer"}
     assert dict(plan.operations)["matrix"] == dict(fj.plan(F).operations)["matrix"]
-    assert len(plan.kernels) == 7 and "blocks/1/0/kernel" in repr(plan)
+    assert len(plan.kernels) == 7 and "blocks/1/first/kernel" in repr(plan)
 
 
 def test_other_data_and_odd_stages(x64):

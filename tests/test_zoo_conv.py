@@ -23,14 +23,6 @@ CLASSES = {
 SMALL, LARGE = ((32, 32, 3), 10), ((224, 224, 3), 1000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Programs here run once: most of the time would go into making them fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def shapes(name, image, outputs, **options):
     """Parameters by path, without making them."""
     model = nnx.eval_shape(lambda: CLASSES[name](inputs=image, outputs=outputs, rngs=nnx.Rngs(0), **options))

@@ -48,15 +48,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Programs here run once on a few numbers: nearly all of the time is compilation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def double(a):
     return a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a
 

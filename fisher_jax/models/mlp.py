@@ -49,8 +49,9 @@ class MLP(nnx.Module):
         self.activation = _activation("mlp", activation)
         readout_variance = weight_variance if readout_variance is None else readout_variance
         shapes = _shapes(inputs, outputs, depth, width, weight_variance, bias_variance, readout_variance)
-        kind = (weights, parametrization)
-        self.layers = nnx.List([Linear(*shape, *kind, rngs=rngs) for shape in shapes])
+        self.layers = nnx.List(
+            [Linear(*shape, weights=weights, parametrization=parametrization, rngs=rngs) for shape in shapes]
+        )
         self.norms = nnx.List([unit_norm("mlp", norm, width, rngs) for _ in range(depth - 1)])
         self.dropouts = nnx.List([Dropout(dropout, dropout_form, rngs=rngs) for _ in range(depth - 1)])
         self.output_norm = output_layer("mlp", output_norm, outputs, rngs)
@@ -67,7 +68,7 @@ class MLP(nnx.Module):
     ) -> Any:
         """The layers one by one, for a network that is streamed."""
         sizes, act = plain("mlp", MLP, options), _activation("mlp", activation)
-        readout_variance = sizes["weight_variance"] if readout_variance is None else readout_variance
+        readout_variance = float(sizes["weight_variance"] if readout_variance is None else readout_variance)
         *hidden, last = [(*s, weights, parametrization) for s in _shapes(**sizes, readout_variance=readout_variance)]
         pieces = [Piece(f"layers/{i}", Linear, shape, Hidden(act)) for i, shape in enumerate(hidden)]
         return [*pieces, Piece(f"layers/{len(hidden)}", Linear, last)]
@@ -91,7 +92,7 @@ def _shapes(
     weight_variance: float,
     bias_variance: float | None,
     readout_variance: float,
-) -> list[tuple[Any, ...]]:
+) -> list[Any]:
     sizes = [inputs, *[width] * (depth - 1), outputs]
     variances = [*[weight_variance] * (depth - 1), readout_variance]
     return [(a, b, v, bias_variance) for a, b, v in zip(sizes[:-1], sizes[1:], variances, strict=True)]

@@ -29,7 +29,7 @@ class Branch:
 class Block(nnx.Module):
     """`h + a · branch(h)`; the branch is `W₂ φ(norm(W₁ h))`, `W φ(norm(h))` or `φ(norm(W h))`."""
 
-    def __init__(self, width: int, branch: Branch, gain: float = 1.0, survive: float | None = None, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, branch: Branch, gain: float = 1.0, survive: float = 1.0, *, rngs: nnx.Rngs):
         kind = (None, branch.weights, branch.parametrization)
         self.first = Linear(width, width, branch.variances[0], *kind, rngs=rngs)
         self.second = Linear(width, width, branch.variances[1], *kind, rngs=rngs) if branch.skip == 2 else None
@@ -38,7 +38,7 @@ class Block(nnx.Module):
         self.gain = None if gain == 1.0 else blocks.constant(gain)
         self.norm = unit_norm("resmlp", branch.norm, width, rngs)
         self.dropout = Dropout(branch.dropout, branch.dropout_form, rngs=rngs)
-        self.survive = None if survive is None else StochasticDepth(survive, rngs=rngs)
+        self.survive = None if survive == 1.0 else StochasticDepth(survive, rngs=rngs)
         # SkipInit learns the branch's size; Fixup with scalars also a shift before and after each of its parts.
         scalars = branch.residual == "fixup-scalars"
         self.shifts = nnx.List([Scalar(0.0) for _ in range(4 if scalars else 0)])

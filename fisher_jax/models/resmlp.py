@@ -69,7 +69,7 @@ class ResMLP(nnx.Module):
         residual: str = "plain",
         dropout: float = 0.0,
         dropout_form: str = "inverted",
-        survival: float | None = None,
+        survival: float = 1.0,
         survival_schedule: str = "uniform",
         output_norm: str = "none",
         scanned: bool = False,
@@ -77,7 +77,7 @@ class ResMLP(nnx.Module):
         kind = (None, weights, parametrization)
         common = (variances, norm, residual, dropout, dropout_form, weights, parametrization)
         width, embedded, branch, gains = _design(inputs, width, depth, skip, form, activation, scale, gain, *common)
-        survive = [None] * depth if survival is None else blocks.survival("resmlp", survival, survival_schedule, depth)
+        survive = blocks.survival("resmlp", survival, survival_schedule, depth)
         self.embed = Linear(inputs, width, input_variance, *kind, rngs=rngs) if embedded else None
         made = [Block(width, branch, g, p, rngs=rngs) for g, p in zip(gains, survive, strict=True)]
         self.blocks = Scanned(made) if scanned else nnx.List(made)
