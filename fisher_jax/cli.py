@@ -213,7 +213,7 @@ def _samples(x: Any, options: argparse.Namespace) -> Any:
         x = x[..., None]
     if kind != "image" or x.ndim != 4:
         raise ArgumentError(
-            f"{options.command}: model={options.model!r} takes {kind}s, {options.data} has samples of shape {x.shape[1:]}; "
+            f"{options.command}: model={options.model!r} takes {kind if kind == 'tokens' else kind + 's'}, {options.data} has samples of shape {x.shape[1:]}; "
             "choose another --data or --model, or use fj.fisher from Python"
         )
     return x

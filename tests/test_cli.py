@@ -263,3 +263,25 @@ def test_progress_bar_says_products_converged_and_residual(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "products" in done.stderr and "/5 converged" in done.stderr and "worst residual" in done.stderr
+
+
+def test_models_are_listed_with_their_sizes(capsys, monkeypatch):
+    monkeypatch.setattr(fj.models, "MODELS", {kind: fj.models.MODELS[kind] for kind in ("resmlp", "vgg")})
+    code, out, _ = run(capsys, "models")
+    assert code == 0 and "resmlp           takes features; Fully connected" in out and "138,357,544 parameters" in out
+    code, out, _ = run(capsys, "models", "vgg16", "resmlp")
+    assert (
+        code == 0 and "vgg16: 138,357,544 parameters at inputs=(224, 224, 3), outputs=1000" in out and "survival=1.0" in out
+    )
+    code, _, err = run(capsys, "models", "resnext")
+    assert code == 2 and "model='resnext' is unknown; choose among resmlp, vgg, or a preset" in err
+
+
+def test_digits_are_images_to_convolutional_networks(capsys, tmp_path):
+    arguments = ["--quiet", "--samples", "6", "--out", str(tmp_path)]
+    code, out, err = run(capsys, "full", "--model", "resnet20", "-o", "depth=8", "-o", "width=2", *arguments)
+    assert code == 0 and "N·C = 60" in out, err
+    code, _, err = run(capsys, "full", "--model", "gpt2-tiny", *arguments)
+    assert code == 2 and "model='gpt2-tiny' takes tokens, digits has" in err
+    code, _, err = run(capsys, "full", "--model", "resnet20", "--streamed", *arguments)
+    assert code == 2 and "mlp and resmlp can be streamed" in err
