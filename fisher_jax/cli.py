@@ -212,9 +212,10 @@ def _samples(x: Any, options: argparse.Namespace) -> Any:
     if kind == "image" and x.ndim == 3:
         x = x[..., None]
     if kind != "image" or x.ndim != 4:
+        wanted = kind if kind == "tokens" else kind + "s"
         raise ArgumentError(
-            f"{options.command}: model={options.model!r} takes {kind if kind == 'tokens' else kind + 's'}, {options.data} has samples of shape {x.shape[1:]}; "
-            "choose another --data or --model, or use fj.fisher from Python"
+            f"{options.command}: model={options.model!r} takes {wanted}, {options.data} has samples of shape "
+            f"{tuple(x.shape[1:])}; choose another --data or --model, or use fj.fisher from Python"
         )
     return x
 

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # The model zoo
 #
-# What do skips, batch normalization, Fixup, dropout and stochastic depth do to the Fisher spectrum? Each of them is one option
-# of a model here, so that everything else stays the same.
+# What do skips, batch normalization, Fixup, dropout and stochastic depth do to the Fisher spectrum? Each of them is one
+# option of a model here, so that everything else stays the same.
 
 # %%
 import jax
@@ -27,8 +27,8 @@ x, y = fj.data.load("digits", samples=60)
 # %% [markdown]
 # ## One option at a time
 #
-# Residual perceptrons of eight blocks on real digits. The learning rate of gradient descent may not exceed 2/λ_max: a plain residual
-# network needs one thousands of times smaller than one with Fixup.
+# Residual perceptrons of eight blocks on real digits. The learning rate of gradient descent may not exceed 2/λ_max: a plain
+# residual network needs one thousands of times smaller than one with Fixup.
 
 # %%
 variants = {
@@ -62,8 +62,8 @@ plt.show()
 # %% [markdown]
 # ## Dropout and stochastic depth: which matrix?
 #
-# The network without masks has one Fisher matrix; each draw of the masks has another. The largest eigenvalue of the average, the
-# average of the largest eigenvalues, and that of the mean network are three numbers.
+# The network without masks has one Fisher matrix; each draw of the masks has another. The largest eigenvalue of the average,
+# the average of the largest eigenvalues, and that of the mean network are three numbers.
 
 # %%
 deep = fj.models.build("resmlp", inputs=64, outputs=1, depth=6, survival=0.5, key=key)
@@ -74,8 +74,9 @@ assert summary.largest_of_mean_network < summary.largest_of_average <= summary.a
 # %% [markdown]
 # ## Batch normalization: which matrix?
 #
-# With running statistics ("eval") samples are independent; fresh ones, of mean 0 and variance 1, normalize nothing. The statistics of
-# the batch are either constants ("frozen"), or the derivative goes through them ("train") and the batch is one joint map.
+# With running statistics ("eval") samples are independent; fresh ones, of mean 0 and variance 1, normalize nothing. The
+# statistics of the batch are either constants ("frozen"), or the derivative goes through them ("train") and the batch is
+# one joint map.
 
 # %%
 normed = fj.models.build("resmlp", inputs=64, outputs=10, depth=4, norm="batch", key=key)
