@@ -34,6 +34,14 @@ def dtype(request):
 
 
 @pytest.fixture
+def optimized():
+    """Programs that run long are compiled as users compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield

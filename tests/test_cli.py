@@ -56,7 +56,7 @@ def test_the_main_job(main_job):
     assert (out / "spectrum.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_main_job_against_the_dense_matrix_in_float64(main_job):
+def test_the_main_job_against_the_dense_matrix_in_float64(main_job, optimized):
     """Every printed value within its bound of an eigenvalue computed in float64 from explicit per-sample gradients."""
     top = fj.load(main_job[1] / "spectrum.npz")
     with jax.enable_x64(True):

@@ -83,7 +83,8 @@ def test_duplicated_samples_through_lanczos(dtype):
     F, G = fj.fisher(model, np.concatenate([x, x]), fj.Gaussian()), fj.fisher(model, x, fj.Gaussian())
     truth = np.linalg.eigvalsh(np.asarray(G.dense(), np.float64))[::-1]
     result = fj.eigsh(F.dual, 12, method=fj.Lanczos(tol=1e-6), key=KEY)
-    assert (np.abs(np.asarray(result.values, np.float64) - truth[:12]) <= np.asarray(result.bounds)).all()
+    slack = 20 * oracle.eps("float64") * truth[0]  # the reference rounds too
+    assert (np.abs(np.asarray(result.values, np.float64) - truth[:12]) <= np.asarray(result.bounds) + slack).all()
 
 
 def test_last_chunk_of_one_weighs_what_it_should(x64):
