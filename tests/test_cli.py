@@ -280,7 +280,7 @@ def test_models_are_listed_with_their_sizes(capsys, monkeypatch):
 def test_digits_are_images_to_convolutional_networks(capsys, tmp_path):
     arguments = ["--quiet", "--samples", "6", "--out", str(tmp_path)]
     code, out, err = run(capsys, "full", "--model", "resnet20", "-o", "depth=8", "-o", "width=2", *arguments)
-    assert code == 0 and "N·C = 60" in out, err
+    assert code == 0 and "N·C = 36" in out, err  # six samples of six classes
     code, _, err = run(capsys, "full", "--model", "gpt2-tiny", *arguments)
     assert code == 2 and "model='gpt2-tiny' takes tokens, digits has" in err
     code, _, err = run(capsys, "full", "--model", "resnet20", "--streamed", *arguments)
