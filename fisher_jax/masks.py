@@ -15,8 +15,8 @@ class MaskSummary:
     """What random masks do to the Fisher matrix; errors are standard errors over the draws.
 
     - `trace`: of the average, `tr E[F(mask)] = E[tr F(mask)]`.
-    - `largest_of_average`: `λ_max(E[F(mask)])`, of the average over the draws taken: the expectation's is not above it by
-      more than sampling error, and below it by up to the share of one draw.
+    - `largest_of_average`: `λ_max(E[F(mask)])`, from the average over these draws: on average above that of the expectation
+      (λ_max is convex), by a share that falls as 1/draws.
     - `average_of_largest`: `E[λ_max(F(mask))]`, never smaller.
     - `largest_of_mean_network`: `λ_max` of the network in evaluation mode; `trace_of_mean_network` likewise.
     """
