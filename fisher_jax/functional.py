@@ -111,7 +111,7 @@ def as_function(model: Any, where: str) -> Function:
         from flax import nnx
 
         if isinstance(model, nnx.Module):
-            _refuse_training_mode(model, where)
+            refuse_training_mode(model, where)
             graphdef, params, rest = nnx.split(model, nnx.Param, ...)
             return Function(Partial(_NnxApply(graphdef), rest), nnx.to_pure_dict(params))
     if "flax.linen" in sys.modules:
@@ -126,7 +126,7 @@ def as_function(model: Any, where: str) -> Function:
     )
 
 
-def _refuse_training_mode(model: Any, where: str) -> None:
+def refuse_training_mode(model: Any, where: str) -> None:
     """By the attributes that `model.eval()` sets, so that modules of one's own count too."""
     from flax import nnx
 
@@ -141,10 +141,9 @@ def _refuse_training_mode(model: Any, where: str) -> None:
         idle = getattr(module, "rate", 1) == 0 or getattr(module, "rngs", 0) is None
         if getattr(module, "deterministic", True) is False and not idle:
             rate = getattr(module, "rate", None)
-            rate = "" if rate is None else f" with rate={rate}"
             raise _checks.fail(
                 where,
-                f"model has {label} active{rate}",
+                f"model has {label} active" + ("" if rate is None else f" with rate={rate}"),
                 'call model.eval(), or choose with masks="mean", fj.Fixed(key) or fj.Average(draws, key)',
             )
 

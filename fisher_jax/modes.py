@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from fisher_jax import _checks
-from fisher_jax.functional import Function
+from fisher_jax.functional import Function, refuse_training_mode
 
 Array = jax.Array
 
@@ -65,6 +65,8 @@ def prepare(model: Any, x: Any, masks: Fixed | Average | str | None, bn: Any, wh
         raise _checks.fail(
             where, f"model={type(model).__name__} with masks or bn", "pass an nnx.Module, or make the choice in the function"
         )
+    if isinstance(x, (list, tuple)) and any(np.ndim(a) == 0 for a in jax.tree.leaves(x)):
+        x = np.asarray(x)  # nested lists of numbers
     model = nnx.clone(model)
     normed = bool(_modules(model, "use_running_average"))
     if bn is not None and not normed:
@@ -82,8 +84,16 @@ def prepare(model: Any, x: Any, masks: Fixed | Average | str | None, bn: Any, wh
         if random:
             raise _checks.fail(where, f"bn={bn!r} together with random masks", 'give bn="eval", or masks="mean"')
         model.set_attributes(use_running_average=False)
+    # What was left to the model must be in evaluation mode: the functions made below are not asked again.
+    asked = nnx.clone(model)
+    asked.set_attributes(
+        **({} if masks is None else {"deterministic": True}),
+        **({} if bn is None else {"use_running_average": True}),
+        raise_if_not_found=False,
+    )
+    refuse_training_mode(asked, where)
     if bn == "frozen":
-        _freeze(model, x)
+        _freeze(model, x, where)
     if bn == "train":
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         batch = jax.tree.map(lambda a: jnp.asarray(a)[None], x)
@@ -108,11 +118,16 @@ def _modules(model: Any, attribute: str) -> list[Any]:
     return [module for _, module in nnx.iter_modules(model) if hasattr(module, attribute)]
 
 
-def _freeze(model: Any, x: Any) -> None:
+def _freeze(model: Any, x: Any, where: str) -> None:
     """Let the running statistics be those of `x`, layer after layer, and use them."""
     # Without momentum a forward pass leaves the statistics of its batch behind.
     model.set_attributes(momentum=0.0, raise_if_not_found=False)
-    model(jax.tree.map(jnp.asarray, x))
+    try:
+        model(jax.tree.map(jnp.asarray, x))
+    except (TypeError, ValueError) as error:
+        shapes = [np.shape(a) for a in jax.tree.leaves(x)]
+        reason = str(error).strip().splitlines()[0]
+        raise _checks.fail(where, f"model rejects x of shape {shapes} ({reason})", "match x to the model") from error
     model.set_attributes(use_running_average=True)
 
 

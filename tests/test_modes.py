@@ -226,6 +226,22 @@ def test_training_mode_needs_a_choice():
     model.train()
     with pytest.raises(fj.ArgumentError, match=r"Dropout 'blocks/0/dropout' active; .*masks="):
         fj.fisher(model, X, fj.Gaussian())
+    # One choice does not make the other.
+    both = build(dropout=0.5, norm="batch")
+    both.train()
+    with pytest.raises(fj.ArgumentError, match=r"Dropout 'blocks/0/dropout' active"):
+        fj.fisher(both, X, fj.Gaussian(), bn="train")
+    with pytest.raises(fj.ArgumentError, match=r"Dropout 'blocks/0/dropout' active"):
+        fj.fisher(both, X, fj.Gaussian(), bn="frozen")
+    with pytest.raises(fj.ArgumentError, match=r"BatchNorm 'blocks/0/norm' in training mode"):
+        fj.fisher(both, X, fj.Gaussian(), masks=fj.Fixed(KEY))
+    with pytest.raises(fj.ArgumentError, match=r"model rejects x of shape \[\(5, 4\)\]"):
+        fj.fisher(build(norm="batch"), X[:, :4], fj.Gaussian(), bn="frozen")
+    listed = fj.fisher(build(norm="batch"), X.tolist(), fj.Gaussian(), bn="frozen").gram()
+    assert oracle.relative(listed, fj.fisher(build(norm="batch"), X, fj.Gaussian(), bn="frozen").gram()) < 1e-6
+    chosen = fj.fisher(both, X, fj.Gaussian(), masks="mean", bn="train").gram()
+    both.eval()
+    assert oracle.relative(chosen, fj.fisher(both, X, fj.Gaussian(), bn="train").gram()) == 0
     with pytest.raises(fj.ArgumentError, match=r"with masks or bn; pass an nnx\.Module"):
         fj.fisher(fj.Function(lambda p, x: x @ p, np.ones((6, 2))), X, fj.Gaussian(), masks="mean")
     with pytest.raises(fj.ArgumentError, match="Average: key is missing"):
