@@ -36,6 +36,8 @@ from fisher_jax.results import EigenResult as EigenResult
 from fisher_jax.results import Plan as Plan
 from fisher_jax.results import Spectrum as Spectrum
 from fisher_jax.results import Summary as Summary
+from fisher_jax.results import Track as Track
+from fisher_jax.results import Training as Training
 from fisher_jax.results import load as load
 from fisher_jax.results import save as save
 from fisher_jax.solvers import Auto as Auto
@@ -45,14 +47,16 @@ from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh
 from fisher_jax.spectrum import spectrum as spectrum
+from fisher_jax.track import track as track
 
 if TYPE_CHECKING:
     from fisher_jax import data as data
     from fisher_jax import models as models
     from fisher_jax import plot as plot
+    from fisher_jax import train as train
 
 # Flax and Matplotlib are slow to import: these modules load on first use.
-_LAZY = ("data", "models", "plot")
+_LAZY = ("data", "models", "plot", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `fisher-jax spectrum`, `full`, `plan`, `models`."""
+"""The command line: `fisher-jax spectrum`, `full`, `plan`, `train`, `models`."""
 
 import argparse
 import json
@@ -43,6 +43,20 @@ cotangents, without per-sample gradients where that is cheaper, and diagonalized
 bytes in float32. --out receives full.npz (fisher_jax.load), full.json and full.png; with --by, the parts in full.json.
 """
 
+TRAIN_EXAMPLES = """
+examples:
+  fisher-jax train --model resnet20 -o width=8 --data digits --track 50     the spectrum every 50 steps of the training
+  fisher-jax train --model resmlp --data digits --optimizer adam --epochs 50 --track 100 -k 10
+  fisher-jax train --model wrn16-4 -o survival=0.8 -o dropout=0.1 --data cifar.bin --decay 5e-4 --schedule step
+  fisher-jax spectrum --model resnet20 -o width=8 --checkpoint fisher_training/weights.npz   the top of the trained network's
+
+Dropout and stochastic depth are active, batch norm uses the batch; a share --test of the samples is held out. The spectrum
+is that of the network in evaluation mode, on --track-samples of the training samples. An interrupted run goes on when
+the same command is given again. --out receives weights.npz (--checkpoint of the other commands), training.npz and track.npz
+(fisher_jax.load), training.json, training.png, track.jsonl (one line for each measurement) and checkpoints; with
+tensorboardX installed also TensorBoard's files.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors on one line."""
@@ -81,6 +95,16 @@ def parser() -> argparse.ArgumentParser:
     _problem_arguments(full)
     _parts_arguments(full)
     full.set_defaults(run=run_full, chunk="auto")
+    training = commands.add_parser(
+        "train",
+        help="train a network, with its spectrum measured every so many steps",
+        description="Train a network on data, and measure the largest eigenvalues of its Fisher matrix on the way.",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _problem_arguments(training, out="fisher_training")
+    _training_arguments(training)
+    training.set_defaults(run=run_train, chunk="auto")
     zoo = commands.add_parser(
         "models",
         help="the architectures and presets, their sizes and options",
@@ -106,7 +130,27 @@ def _parts_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--streamed", action="store_true", help="do not keep the weights: for networks larger than memory")
 
 
-def _problem_arguments(command: argparse.ArgumentParser) -> None:
+def _training_arguments(command: argparse.ArgumentParser) -> None:
+    loop = command.add_argument_group("training")
+    loop.add_argument("--epochs", type=int, default=30, help="passes through the data (default: 30)")
+    loop.add_argument("--batch", type=int, default=64, help="samples per step (default: 64)")
+    loop.add_argument("--optimizer", default="momentum", choices=["sgd", "momentum", "adam"], help="(default: momentum)")
+    loop.add_argument("--rate", type=float, help="largest learning rate (default: 0.1, for adam 0.001)")
+    loop.add_argument(
+        "--schedule", default="cosine", choices=["constant", "linear", "cosine", "step"], help="(default: cosine)"
+    )
+    loop.add_argument("--warmup", type=float, default=0.1, help="share of the steps with a rising rate (default: 0.1)")
+    loop.add_argument("--decay", type=float, default=5e-4, help="weight decay (default: 5e-4)")
+    loop.add_argument("--test", type=float, default=0.2, metavar="SHARE", help="of the samples, held out (default: 0.2)")
+    spectrum = command.add_argument_group("spectrum")
+    spectrum.add_argument("--track", type=int, metavar="STEPS", help="measure every so many steps (default: once per epoch)")
+    spectrum.add_argument("-k", type=int, default=5, help="how many eigenvalues (default: 5)")
+    spectrum.add_argument(
+        "--track-samples", type=int, default=32, metavar="N", help="of the training samples to measure on (default: 32)"
+    )
+
+
+def _problem_arguments(command: argparse.ArgumentParser, out: str = "fisher_spectrum") -> None:
     """Network, data and matrix: the same for every command."""
     network = command.add_argument_group("network")
     network.add_argument("--model", default="resmlp", metavar="NAME", help="see `fisher-jax models` (default: resmlp)")
@@ -148,7 +192,7 @@ def _problem_arguments(command: argparse.ArgumentParser) -> None:
     matrix.add_argument("--draws", type=int, default=1, metavar="S", help="labels per sample for --kind mc (default: 1)")
     command.add_argument("--seed", type=int, default=0, help="of weights, random data and solver (default: 0)")
     command.add_argument("--x64", action="store_true", help="compute in float64")
-    command.add_argument("--out", default="fisher_spectrum", metavar="DIR", help="where files go (default: fisher_spectrum)")
+    command.add_argument("--out", default=out, metavar="DIR", help=f"where files go (default: {out})")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -165,15 +209,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]]:
-    """(operator, key of the solver, title, settings) of what the arguments describe."""
+def _network(options: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]:
+    """(network, x, y, keys by use, settings) of what the arguments describe."""
     import jax
 
     if options.x64:
         jax.config.update("jax_enable_x64", True)
     import fisher_jax as fj
 
-    keys = dict(zip(("weights", "data", "labels", "solver"), jax.random.split(jax.random.key(options.seed), 4), strict=True))
+    keys: dict[str, Any] = dict(
+        zip(("weights", "data", "labels", "solver"), jax.random.split(jax.random.key(options.seed), 4), strict=True)
+    )
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "command", "quiet", "out")}
     x, y = fj.data.load(options.data, samples=options.samples, inputs=options.inputs, key=keys["data"])
     x = _samples(x, options)
@@ -191,10 +237,22 @@ def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]
     model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
     if options.checkpoint:
         fj.models.load_weights(model, options.checkpoint)
-    likelihood = getattr(fj, options.likelihood.capitalize())()
-    F = fj.fisher(
-        model, x, likelihood, kind=_kind(options, y, keys["labels"]), where=options.where, chunk=_chunk(options.chunk)
-    )
+    return model, x, y, keys, settings
+
+
+def _likelihood(options: argparse.Namespace) -> Any:
+    import fisher_jax as fj
+
+    return getattr(fj, options.likelihood.capitalize())()
+
+
+def _problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]]:
+    """(operator, key of the solver, title, settings) of what the arguments describe."""
+    model, x, y, keys, settings = _network(options)
+    import fisher_jax as fj
+
+    kind = _kind(options, y, keys["labels"])
+    F = fj.fisher(model, x, _likelihood(options), kind=kind, where=options.where, chunk=_chunk(options.chunk))
     size = f"P = {F.size}, N·C = {F.factor.shape[0]}"
     title = f"{options.model} on {os.path.basename(options.data)}: {options.kind} Fisher, {options.likelihood}, {size}"
     return F, keys["solver"], title, settings
@@ -276,7 +334,12 @@ def run_spectrum(options: argparse.Namespace) -> int:
         print(f"\nnote: {note}")
     extra = {"values": [float(v) for v in top.values], "bounds": [float(b) for b in top.bounds]}
     record = json.loads(summary.to_json()) | {"settings": settings} | extra
-    _write(options.out, FILES, top, record, fj.plot.spectrum(top, summary, title))
+    files = {
+        "spectrum.npz": lambda path: fj.save(top, path),
+        "summary.json": lambda path: _write_json(record, path),
+        "spectrum.png": fj.plot.spectrum(top, summary, title).savefig,
+    }
+    _write(options.out, files)
     return 0
 
 
@@ -305,8 +368,100 @@ def run_full(options: argparse.Namespace) -> int:
         print(f"\n{_parts_table(parts)}")
     record = {name: _spectrum_record(part) for name, part in parts.items()}
     record = record.pop("all") | ({"parts": record} if options.by else {}) | {"settings": settings}
-    _write(options.out, FULL_FILES, whole, record, fj.plot.full(parts, title))
+    files = {
+        "full.npz": lambda path: fj.save(whole, path),
+        "full.json": lambda path: _write_json(record, path),
+        "full.png": fj.plot.full(parts, title).savefig,
+    }
+    _write(options.out, files)
     return 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`fisher-jax train`."""
+    import importlib.util
+
+    import jax
+
+    import fisher_jax as fj
+
+    _out_directory(options)
+    if options.kind == "empirical":
+        raise ArgumentError("train: kind='empirical' is not tracked; use --kind exact or mc")
+    model, x, y, keys, settings = _network(options)
+    if y is None:
+        raise ArgumentError(f"train: data={options.data!r} has no labels; give an .npz with x and y, or another --data")
+    data, test = fj.data.split(x, y, options.test, keys["data"])
+    samples = min(options.track_samples, len(data[0]))
+    if samples < 1 or options.batch < 1:
+        raise ArgumentError(f"train: track-samples={options.track_samples}, batch={options.batch}; give numbers >= 1")
+    out = options.out
+    optimizer = fj.train.Optimizer(options.optimizer, options.rate, options.schedule, options.warmup, decay=options.decay)
+    tracker = fj.track(
+        data[0][:samples],
+        _likelihood(options),
+        every=options.track if options.track is not None else max(1, len(data[0]) // options.batch),
+        k=options.k,
+        key=keys["solver"],
+        path=os.path.join(out, "track.jsonl"),
+        tensorboard=os.path.join(out, "tensorboard") if importlib.util.find_spec("tensorboardX") else None,
+        kind=_kind(options, y, keys["labels"]),
+        where=options.where,
+    )
+    size = fj.models.size(model)
+    title = f"{options.model} on {os.path.basename(options.data)}: {options.optimizer}, P = {size}"
+    print(f"{title}; {len(data[0])} samples to train on, {len(test[0])} to test, spectrum of {samples}", flush=True)
+    try:
+        with _Bar(options.quiet, "steps") as bar:
+            history = fj.train.fit(
+                model,
+                data,
+                _likelihood(options),
+                optimizer=optimizer,
+                epochs=options.epochs,
+                batch=options.batch,
+                test=test,
+                key=jax.random.fold_in(keys["labels"], 1),
+                track=tracker,
+                directory=os.path.join(out, "checkpoints"),
+                progress=bar.training,
+            )
+    except KeyboardInterrupt:
+        print(f"fisher-jax: interrupted; the same command goes on from the last epoch in {out}", file=sys.stderr)
+        return 130
+    measured = tracker.history
+    tracker.close()
+    print(f"\n{history}\n\n{measured}\n\n{_cost(history, measured)}")
+    record = {"settings": settings, "epochs": _rows(history), "measurements": _rows(measured)}
+    files = {
+        "weights.npz": lambda path: fj.models.save_weights(model, path),
+        "training.npz": lambda path: fj.save(history, path),
+        "track.npz": lambda path: fj.save(measured, path),
+        "training.json": lambda path: _write_json(record, path),
+        "training.png": fj.plot.track(measured, history, title).savefig,
+    }
+    _write(out, files)
+    return 0
+
+
+def _cost(history: Any, measured: Any) -> str:
+    """What the measurements took of the whole time; the first of them compiles, and so does the first epoch."""
+    if measured.steps.size < 3 or history.epochs.size < 3:
+        return f"the spectrum took {float(measured.seconds.sum()):.3g} s"
+    each, epoch = float(measured.seconds[1:].sum()), float(history.seconds[1:].sum())
+    return (
+        f"the spectrum took {each:.3g} s, {100 * each / max(epoch - each, 1e-9):.0f} % of what training took, "
+        f"and {float(measured.seconds[0]):.3g} s to check and compile"
+    )
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    """Of a record of columns."""
+    import dataclasses
+
+    fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    columns = {name: value.tolist() for name, value in fields.items() if hasattr(value, "tolist")}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _parts_table(parts: dict[str, Any]) -> str:
@@ -329,22 +484,19 @@ def _spectrum_record(part: Any) -> dict[str, Any]:
     }
 
 
-FILES = ("spectrum.npz", "summary.json", "spectrum.png")
-FULL_FILES = ("full.npz", "full.json", "full.png")
-
-
-def _write(out: str, files: Sequence[str], result: Any, record: dict[str, Any], figure: Any) -> None:
-    """All three files under temporary names first, then renamed: a failure leaves what was there before."""
-    import fisher_jax as fj
-
+def _write(out: str, files: dict[str, Any]) -> None:
+    """All files under temporary names first, then renamed: a failure leaves what was there before."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
-        fj.save(result, os.path.join(temporary, files[0]))
-        with open(os.path.join(temporary, files[1]), "w") as file:
-            file.write(json.dumps(_plain(record), indent=2) + "\n")
-        figure.savefig(os.path.join(temporary, files[2]))
+        for file, write in files.items():
+            write(os.path.join(temporary, file))
         for file in files:
             os.replace(os.path.join(temporary, file), os.path.join(out, file))
     print(f"\nwritten: {', '.join(os.path.join(out, file) for file in files)}")
+
+
+def _write_json(record: dict[str, Any], path: str) -> None:
+    with open(path, "w") as file:
+        file.write(json.dumps(_plain(record), indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -459,6 +611,12 @@ class _Bar:
     def tiles(self, done: int, total: int) -> None:
         phase = "building the dual matrix" if done < total else "diagonalizing"
         self.bar.update(self.task, description=phase, total=total, completed=done)
+
+    def training(self, state: Any) -> None:
+        facts = f"epoch {state.epoch + 1}/{state.epochs}, loss {state.loss:.3g}"
+        if math.isfinite(state.test_accuracy):
+            facts += f", test accuracy {100 * state.test_accuracy:.1f} %"
+        self.bar.update(self.task, description="training", total=state.steps, completed=state.step, facts=facts)
 
     def note(self, description: str) -> None:
         self.bar.update(self.task, description=description)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fisher_jax import _checks
-from fisher_jax.results import EigenResult, Spectrum, Summary
+from fisher_jax.results import EigenResult, Spectrum, Summary, Track, Training
 
 INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
 
@@ -150,4 +150,67 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
         f"exact zeros = {whole.zeros} ({100 * whole.zeros / whole.size:.1f} %)"
     )
     figure.suptitle("\n".join(t for t in (title, facts) if t), fontsize=10)
+    return figure
+
+
+def track(history: Track, training: Training | None = None, title: str | None = None) -> Figure:
+    """The largest eigenvalues by step on a logarithmic axis, 2 over the learning rate beside them, and the loss below.
+
+    Where λ_max crosses 2/rate, gradient descent on the quadratic model stops being stable.
+
+    Args:
+        history: `tracker.history`. training: from `fj.train.fit`, for loss and accuracy by epoch. title: above the picture.
+
+    Returns:
+        matplotlib Figure.
+    """
+    if not isinstance(history, Track) or not history.steps.size:
+        raise _checks.fail("plot.track", "history is no Track with measurements", "give tracker.history")
+    figure = Figure(figsize=(8, 6.4), dpi=160, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    steps = np.asarray(history.steps)
+    values, bounds = np.asarray(history.values, np.float64), np.asarray(history.bounds, np.float64)
+    many = values.shape[1]
+    for i in reversed(range(many)):
+        # A value within its bound of zero has no place on a logarithmic axis.
+        shown = np.where(values[:, i] > bounds[:, i], values[:, i], np.nan)
+        color = ACCENT if i == 0 else colormaps["Blues"](0.85 - 0.5 * i / many)
+        label = "λ_max" if i == 0 else f"λ_2 ... λ_{many}" if i == 1 else None
+        upper.plot(steps, shown, "-o", ms=3 if i == 0 else 2, lw=1.6 if i == 0 else 1, color=color, label=label)
+    upper.set(yscale="log", ylabel="eigenvalue of the Fisher matrix")
+    trace = np.asarray(history.trace, np.float64)
+    if np.isfinite(trace).any():
+        upper.plot(steps, np.where(trace > 0, trace, np.nan), ":", lw=1.2, color=INK, label="trace")
+    rate = np.asarray(history.rate, np.float64)
+    if (rate > 0).any():
+        # The rate may end near zero: the eigenvalues set the scale.
+        upper.set_ylim(upper.get_ylim())
+        edge = np.divide(2, rate, out=np.full(rate.shape, np.nan), where=rate > 0)
+        upper.plot(steps, edge, "--", lw=1, color=QUIET, label="2 / learning rate")
+    curves = [("loss at the measurement", steps, history.loss, INK, "-")]
+    if training is not None:
+        curves = [
+            ("training loss", training.steps, training.loss, INK, "-"),
+            ("test loss", training.steps, training.test_loss, INK, "--"),
+        ]
+    for label, at, loss, color, style in curves:
+        loss = np.asarray(loss, np.float64)
+        if np.isfinite(loss).any():
+            lower.plot(np.asarray(at), np.where(loss > 0, loss, np.nan), style, lw=1.4, color=color, label=label)
+    lower.set(yscale="log", ylabel="loss", xlabel="step")
+    if training is not None and np.isfinite(np.asarray(training.test_accuracy)).any():
+        right = lower.twinx()
+        error = 100 * (1 - np.asarray(training.test_accuracy, np.float64))
+        right.plot(np.asarray(training.steps), error, "-", lw=1.2, color=ACCENT)
+        right.set_ylabel("test error, %", color=ACCENT)
+        right.set_ylim(0, None)
+        right.spines[["top"]].set_visible(False)
+    # Curves may run anywhere: names go outside.
+    for axis in (upper, lower):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, fontsize=9, borderaxespad=0.1)
+        axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
+        axis.spines[["top"]].set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure

@@ -143,6 +143,56 @@ class Spectrum:
 
 
 @record
+class Track:
+    """The largest eigenvalues during training: one row for each measurement; NaN for what was not given or not resolved."""
+
+    steps: Array  # (T,) of the training
+    values: Array  # (T, k) descending
+    bounds: Array  # (T, k) absolute bound on the error of each value
+    complete_above: Array  # (T,) no eigenvalue above this is missing in the row
+    trace: Array  # (T,) where the dual matrix was formed
+    loss: Array  # (T,) of the training, as given
+    rate: Array  # (T,) learning rate, as given
+    seconds: Array  # (T,) that the measurement took, compilation included
+    products: Array  # (T,) with the Fisher matrix
+    method: str = static()
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    def __repr__(self) -> str:
+        titles = (("step", 8), ("λ_max", 12), ("error bound", 11), ("2/λ_max", 10), ("trace", 11), ("loss", 10), ("rate", 9))
+        lines = ["  ".join(f"{name:>{width}}" for name, width in titles)]
+        for i in range(self.steps.size):
+            largest = float(self.values[i, 0])
+            limit = f"{2 / largest:>10.4g}" if largest > 0 else f"{'any':>10}"
+            numbers = f"{float(self.trace[i]):>11.5g}  {float(self.loss[i]):>10.4g}  {float(self.rate[i]):>9.3g}"
+            lines.append(f"{int(self.steps[i]):>8}  {largest:>12.6g}  {float(self.bounds[i, 0]):>11.1e}  {limit}  {numbers}")
+        return "\n".join([*lines, f"{self.steps.size} measurements in {float(self.seconds.sum()):.3g} s; {self.method}"])
+
+
+@record
+class Training:
+    """What a training was: one row for each epoch; NaN where there was no test or no accuracy."""
+
+    epochs: Array  # (E,) 1, 2, ...
+    steps: Array  # (E,) taken by then
+    loss: Array  # (E,) mean over the steps of the epoch, with masks and statistics of the batch
+    accuracy: Array  # (E,) likewise
+    test_loss: Array  # (E,) in evaluation mode
+    test_accuracy: Array  # (E,)
+    rate: Array  # (E,) learning rate of the last step
+    seconds: Array  # (E,)
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    def __repr__(self) -> str:
+        names = ("loss", "accuracy", "test_loss", "test_accuracy", "rate", "seconds")
+        lines = ["epoch  " + "  ".join(f"{name.replace('_', ' '):>13}" for name in names)]
+        for i in range(self.epochs.size):
+            numbers = (float(getattr(self, name)[i]) for name in names)
+            lines.append(f"{int(self.epochs[i]):>5}  " + "  ".join(f"{number:>13.4g}" for number in numbers))
+        return "\n".join(lines)
+
+
+@record
 class Plan:
     """What `fj.spectrum` will do, and what it will take."""
 
@@ -266,7 +316,7 @@ def _key_data(key: Any) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-_TYPES = {cls.__name__: cls for cls in (EigenResult, Spectrum, Summary)}
+_TYPES = {cls.__name__: cls for cls in (EigenResult, Spectrum, Summary, Track, Training)}
 
 
 def save(result: Any, path: Any) -> None:

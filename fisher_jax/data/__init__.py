@@ -47,6 +47,19 @@ def load(
     return (standardize(x) if x.dtype == np.uint8 else x), y
 
 
+def split(x: Any, y: Any, test: float, key: jax.Array) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """((x, y) for training, (x, y) to test on): a random share `test` of the samples is held out; both in random order."""
+    if isinstance(test, bool) or not isinstance(test, (int, float)) or not 0 < test < 1:
+        raise _checks.fail("data", f"test={test!r} is no share", "give a number between 0 and 1, such as 0.2")
+    order = np.asarray(jax.random.permutation(key, len(x)))
+    held = round(test * len(x))
+    if not 0 < held < len(x):
+        raise _checks.fail("data", f"test={test!r} of {len(x)} samples leaves none", "give more samples, or another share")
+    parts = order[held:], order[:held]
+    first, second = ((x[part], None if y is None else y[part]) for part in parts)
+    return first, second
+
+
 def standardize(pixels: np.ndarray) -> np.ndarray:
     """Pixels minus the mean image, over one number for all, so that |x|²/d is one on average; float32."""
     x = pixels.astype(np.float32)

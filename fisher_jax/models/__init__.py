@@ -113,7 +113,11 @@ def count(name: str, *, inputs: Any = None, outputs: int | None = None, **chosen
     """Number of parameters, without making them."""
     inputs, outputs = _sizes(name, inputs, outputs)
     cls, chosen = model_class(name), options(name) | chosen
-    model = nnx.eval_shape(lambda: cls(inputs=inputs, outputs=outputs, rngs=nnx.Rngs(0), **chosen))
+    return size(nnx.eval_shape(lambda: cls(inputs=inputs, outputs=outputs, rngs=nnx.Rngs(0), **chosen)))
+
+
+def size(model: nnx.Module) -> int:
+    """Number of parameters of a network."""
     return sum(a.size for a in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

@@ -20,6 +20,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 WEIGHTS = ("gaussian", "orthogonal")
 PARAMETRIZATIONS = ("standard", "ntk")
 SCHEDULES = ("uniform", "linear")
+# Of running statistics: they forget in some ten steps, so that those of a short training are its last ones.
+MOMENTUM = 0.9
 
 
 def one_of(model: str, name: str, value: Any, choices: Sequence[Any]) -> Any:
@@ -128,7 +130,9 @@ def output_layer(model: str, name: str, outputs: int, rngs: nnx.Rngs) -> Any:
 
 def batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Batch normalization without learned scale and shift."""
-    return nnx.BatchNorm(width, use_scale=False, use_bias=False, use_fast_variance=False, epsilon=1e-6, rngs=rngs)
+    return nnx.BatchNorm(
+        width, use_scale=False, use_bias=False, use_fast_variance=False, epsilon=1e-6, momentum=MOMENTUM, rngs=rngs
+    )
 
 
 class Dropout(nnx.Module):
@@ -206,7 +210,7 @@ class MeanSubtraction(nnx.Module):
     Reference: Karakida et al., NeurIPS 2019.
     """
 
-    def __init__(self, width: int, momentum: float = 0.99):
+    def __init__(self, width: int, momentum: float = MOMENTUM):
         self.mean = nnx.BatchStat(jnp.zeros(width))
         self.momentum, self.use_running_average = momentum, False
 

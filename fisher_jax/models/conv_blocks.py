@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fisher_jax import _checks
-from fisher_jax.models.blocks import Dropout, Linear, Scalar, one_of, orthogonal, probability
+from fisher_jax.models.blocks import MOMENTUM, Dropout, Linear, Scalar, one_of, orthogonal, probability
 
 NORMS = ("none", "batch", "layer", "group")
 # Variance of a weight times its fan-in: 2 keeps what ReLU halves (He), 1 is that of linear layers (LeCun).
@@ -75,7 +75,7 @@ def norm(kind: str, width: int, rngs: nnx.Rngs) -> Any:
     if kind == "none":
         return Identity()
     if kind == "batch":
-        return nnx.BatchNorm(width, use_fast_variance=False, rngs=rngs)
+        return nnx.BatchNorm(width, use_fast_variance=False, momentum=MOMENTUM, rngs=rngs)
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or (width % g == 0 and width >= 4 * g))
     return nnx.GroupNorm(width, 1 if kind == "layer" else groups, use_fast_variance=False, rngs=rngs)
 
