@@ -285,3 +285,60 @@ def test_digits_are_images_to_convolutional_networks(capsys, tmp_path):
     assert code == 2 and "model='gpt2-tiny' takes tokens, digits has" in err
     code, _, err = run(capsys, "full", "--model", "resnet20", "--streamed", *arguments)
     assert code == 2 and "mlp and resmlp can be streamed" in err
+
+
+TRAIN = [
+    "train",
+    "--model",
+    "resmlp",
+    "-o",
+    "depth=1",
+    "-o",
+    "norm=batch",
+    "--samples",
+    "300",
+    "--epochs",
+    "3",
+    "--batch",
+    "40",
+]
+
+
+def test_train_with_its_spectrum(capsys, tmp_path):
+    out = tmp_path / "run"
+    arguments = [*TRAIN, "--track", "5", "--track-samples", "6", "-k", "3", "--out", str(out), "--quiet"]
+    code, text, err = run(capsys, *arguments)
+    assert code == 0, err
+    files = {"weights.npz", "training.npz", "track.npz", "training.json", "training.png", "track.jsonl", "checkpoints"}
+    assert files <= set(os.listdir(out)) <= files | {"tensorboard"}
+    history, measured = fj.load(out / "training.npz"), fj.load(out / "track.npz")
+    assert history.steps.tolist() == [6, 12, 18] and measured.steps.tolist() == [0, 5, 10, 15, 18]
+    assert measured.values.shape == (5, 3) and float(history.loss[-1]) < float(history.loss[0])
+    assert f"{float(measured.values[2, 0]):.6g}" in text and f"{float(history.test_accuracy[-1]):.4g}" in text
+    assert "to check and compile" in text and "240 samples to train on, 60 to test, spectrum of 6" in text
+    record = json.loads((out / "training.json").read_text())
+    assert record["settings"]["epochs"] == 3 and record["measurements"][4]["steps"] == 18
+    assert record["measurements"][0]["loss"] is None
+    # The same command again has nothing left to do; the files say the same.
+    code, _, _ = run(capsys, *arguments)
+    assert code == 0 and fj.load(out / "training.npz").loss.tolist() == history.loss.tolist()
+    # The trained network goes on to the other commands, with its statistics.
+    model = ["--model", "resmlp", "-o", "depth=1", "-o", "norm=batch", "--checkpoint", str(out / "weights.npz")]
+    code, text, err = run(
+        capsys, "spectrum", *model, "--samples", "40", "-k", "2", "--out", str(tmp_path / "top"), "--quiet"
+    )
+    assert code == 0, err
+
+
+def test_train_refuses_by_name(capsys, tmp_path):
+    np.savez(tmp_path / "bare.npz", x=np.ones((300, 4), np.float32))
+    for arguments, message in (
+        (["--data", str(tmp_path / "bare.npz")], "has no labels"),
+        (["--kind", "empirical"], "kind='empirical' is not tracked"),
+        (["--test", "1.5"], "test=1.5 is no share"),
+        (["--batch", "9999"], "batch=9999 exceeds"),
+        (["--track-samples", "0"], "track-samples=0"),
+        (["--rate", "-1"], "rate=-1"),
+    ):
+        code, _, err = run(capsys, *TRAIN, "--out", str(tmp_path / "out"), *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, (arguments, err)
