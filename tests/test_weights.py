@@ -289,6 +289,10 @@ def test_parts_that_nothing_takes_and_fields_that_are_not_there(tmp_path):
             Source("ab", part=part)
     with pytest.raises(fj.ArgumentError, match="name=3 is no name"):
         load_weights(model, path, names={"a": 3})
+    # A field that occurs twice is the same text twice.
+    twins = nnx.Dict(a=nnx.Dict(a=nnx.Param(jnp.zeros(2)), b=nnx.Param(jnp.zeros(2))))
+    file = write(tmp_path / "twins.safetensors", {"twin.a": normal(2), "a/b": normal(2)})
+    load_weights(twins, file, names={"{x}/{x}": "twin.{x}"})
     for names in ({"a": Source("ab", part=(0, 2), axis=2)}, {"a": Source("ab", transpose=(1, 0))}):
         with pytest.raises(fj.ArgumentError, match=r"ab \(for a\) is float32\[4\], the model has \[2\]: no Source"):
             load_weights(model, path, names=names, ignore="ab")
@@ -410,7 +414,12 @@ def test_layouts_refuse_other_functions(tmp_path):
         (gpt(activation="gelu"), path, "gpt2", "for another activation than gelu-tanh; build with activation='gelu-tanh'"),
         (gpt(skip=False), path, "gpt2", "without pre-norm or skips; build with norm='pre', skip=True"),
         (gpt(norm="post"), path, "gpt2", "without pre-norm or skips; build with norm='pre', skip=True"),
-        (gpt(), path, "torchvision-resnet", "layout='torchvision-resnet' for a GPT; build the model 'imagenet_resnet'"),
+        (
+            gpt(),
+            path,
+            "torchvision-resnet",
+            "layout='torchvision-resnet' of the model GPT; build the model 'imagenet_resnet'",
+        ),
         (gpt(), path, "gpt3", "layout='gpt3' is unknown; choose among gpt2, torchvision-resnet"),
         (gpt(), both, "gpt2", "has names with and without 'transformer.'; give a file of one network"),
         (
@@ -589,7 +598,10 @@ def test_the_command_line_takes_published_weights(capsys, tmp_path):
     assert json.loads((out / "summary.json").read_text())["trace"] == pytest.approx(float(F.trace()), rel=1e-5)
     for more, message in (
         (["--checkpoint", str(path)], "has unknown conv1.weight"),
-        (["--checkpoint", str(path), "--layout", "gpt2"], "layout='gpt2' for a ImageNetResNet; build the model 'gpt'"),
+        (
+            ["--checkpoint", str(path), "--layout", "gpt2"],
+            "layout='gpt2' of the model ImageNetResNet; build the model 'gpt'",
+        ),
         (["--layout", "gpt2"], "spectrum: layout='gpt2' of no checkpoint; give --checkpoint PATH"),
     ):
         assert cli.main([*command, *more]) == 2

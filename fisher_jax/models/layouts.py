@@ -179,7 +179,9 @@ def _batch_norm(ours: str, theirs: str) -> dict[str, str | Source]:
 
 def _of(layout: str, model: nnx.Module, cls: type, name: str) -> Any:
     if not isinstance(model, cls):
-        raise _checks.fail("checkpoint", f"layout={layout!r} for a {type(model).__name__}", f"build the model {name!r}")
+        raise _checks.fail(
+            "checkpoint", f"layout={layout!r} of the model {type(model).__name__}", f"build the model {name!r}"
+        )
     return model
 
 
