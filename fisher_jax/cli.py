@@ -162,7 +162,8 @@ def _problem_arguments(command: argparse.ArgumentParser, out: str = "fisher_spec
         metavar="NAME=VALUE",
         help="option of the model, such as depth=8, width=128, skip=1; repeat for more",
     )
-    network.add_argument("--checkpoint", metavar="PATH", help="weights: an Orbax directory or an .npz (default: random)")
+    network.add_argument("--checkpoint", metavar="PATH", help="Orbax directory, .npz or .safetensors (default: random)")
+    network.add_argument("--layout", metavar="NAME", help="of a foreign checkpoint's names: gpt2, torchvision-resnet")
     network.add_argument(
         "--where", metavar="GLOB", help="only parameters whose path matches, such as 'blocks/0' or '*/bias'"
     )
@@ -229,6 +230,8 @@ def _network(options: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any]
         x = x.astype("float64")
     outputs = options.outputs if options.outputs is not None else _classes(y)
     streamed = getattr(options, "streamed", False)
+    if options.layout and not options.checkpoint:
+        raise ArgumentError(f"{options.command}: layout={options.layout!r} of no checkpoint; give --checkpoint PATH")
     if streamed and options.checkpoint:
         raise ArgumentError(
             f"{options.command}: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two"
@@ -236,7 +239,7 @@ def _network(options: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any]
     sizes = {"inputs": x.shape[1:] if x.ndim == 4 else x.shape[1], "outputs": outputs, "streamed": streamed}
     model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
     if options.checkpoint:
-        fj.models.load_weights(model, options.checkpoint)
+        fj.models.load_weights(model, options.checkpoint, layout=options.layout)
     return model, x, y, keys, settings
 
 

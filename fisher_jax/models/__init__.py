@@ -10,6 +10,9 @@ from flax import nnx
 from fisher_jax import _checks, linalg
 from fisher_jax.models.checkpoint import load_weights as load_weights
 from fisher_jax.models.checkpoint import save_weights as save_weights
+from fisher_jax.models.layouts import LAYOUTS as LAYOUTS
+from fisher_jax.models.layouts import Layout as Layout
+from fisher_jax.models.layouts import Source as Source
 from fisher_jax.models.streaming import stream
 
 # Architecture -> (file, class, what a sample is).

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "erf": jax.scipy.special.erf,
     "gelu": lambda u: jax.nn.gelu(u, approximate=False),
+    "gelu-tanh": lambda u: jax.nn.gelu(u, approximate=True),
     "linear": lambda u: u,
 }
 WEIGHTS = ("gaussian", "orthogonal")

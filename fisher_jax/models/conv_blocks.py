@@ -74,10 +74,13 @@ def norm(kind: str, width: int, rngs: nnx.Rngs) -> Any:
     """
     if kind == "none":
         return Identity()
+    real = jnp.zeros(()).dtype  # that of the other weights; Flax takes float32 unless told, and always for statistics
     if kind == "batch":
-        return nnx.BatchNorm(width, use_fast_variance=False, momentum=MOMENTUM, rngs=rngs)
+        layer = nnx.BatchNorm(width, use_fast_variance=False, momentum=MOMENTUM, param_dtype=real, rngs=rngs)
+        layer.mean, layer.var = nnx.BatchStat(jnp.zeros(width)), nnx.BatchStat(jnp.ones(width))
+        return layer
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if g == 1 or (width % g == 0 and width >= 4 * g))
-    return nnx.GroupNorm(width, 1 if kind == "layer" else groups, use_fast_variance=False, rngs=rngs)
+    return nnx.GroupNorm(width, 1 if kind == "layer" else groups, use_fast_variance=False, param_dtype=real, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

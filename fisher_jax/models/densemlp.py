@@ -14,7 +14,7 @@ class DenseMLP(nnx.Module):
 
     Args:
         depth: number of blocks L. growth: units that a block adds.
-        activation: relu, tanh, erf, gelu or linear.
+        activation: relu, tanh, erf, gelu, gelu-tanh or linear.
         variance: of the blocks' weights. readout_variance: of `W_out`.
         weights: "gaussian" or "orthogonal". parametrization: "standard" or "ntk"; see `blocks.Linear`.
         norm: "batch": `φ(BN(W h))`, without learned scale and shift; "none".

@@ -24,7 +24,8 @@ class GPT(nnx.Module):
 
     The table that reads tokens in scores them out, `logits = norm(h) · tokensᵀ`, unless `tied` is False. Weights are
     `N(0, 0.02²)`, positions `N(0, 0.01²)`, and the last map of each branch has 1/(2 depth) of the variance, as in the paper.
-    GELU is the exact one, where the published weights take its tanh approximation (within 5e-4 of it).
+    The defaults are the function of the published weights, which `load_weights(..., layout="gpt2")` reads: their GELU is the
+    tanh approximation, within 5e-4 of the exact one. Weights do not tell the number of heads: the published have width / 64.
 
     Args:
         inputs: context, the longest sequence; shorter ones are taken too. outputs: vocabulary.
@@ -51,7 +52,7 @@ class GPT(nnx.Module):
         tied: bool = True,
         norm: str = "pre",
         skip: bool = True,
-        activation: str = "gelu",
+        activation: str = "gelu-tanh",
         dropout: float = 0.0,
         survival: float = 1.0,
         survival_schedule: str = "linear",

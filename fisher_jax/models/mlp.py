@@ -16,7 +16,7 @@ class MLP(nnx.Module):
     Args:
         depth: weight matrices L, the output layer included.
         width: of the hidden layers.
-        activation: relu, tanh, erf, gelu or linear.
+        activation: relu, tanh, erf, gelu, gelu-tanh or linear.
         weight_variance: σ_w², 2 for ReLU at criticality (He). bias_variance: σ_b²; biases exist only if it is given.
         readout_variance: variance of the last matrix; weight_variance unless given.
         weights: "gaussian" or "orthogonal". parametrization: "standard" or "ntk"; see `blocks.Linear`.

@@ -26,7 +26,7 @@ class Regressor(nnx.Module):
         inputs: numeric columns F.
         depth: weight matrices, the readout included. width: of the hidden layers.
         cardinalities: categories of each categorical column. embedding: features of each of these columns.
-        norm: "layer" or "none". activation: relu, tanh, erf, gelu or linear. dropout: rate, of the hidden layers.
+        norm: "layer" or "none". activation: relu, tanh, erf, gelu, gelu-tanh or linear. dropout: rate, of the hidden layers.
         weight_variance: 2 for ReLU (He). readout_variance: of the last matrix.
 
     Reference: Gorishniy et al., NeurIPS 2021 (perceptrons on tables); Guo and Berkhahn, arXiv:1604.06737 (embeddings).

@@ -28,7 +28,7 @@ class ResMLP(nnx.Module):
         depth: number of blocks L.
         width: of the stream, for the forms with `W_in`; the input's otherwise.
         skip: layers per branch, 1 or 2. form: for skip 1: "pre", "post" or "linear".
-        activation: relu, tanh, erf, gelu or linear.
+        activation: relu, tanh, erf, gelu, gelu-tanh or linear.
         variances: (s₁, s₂); s₁ = 2 (He) and s₂ = 1 (Xavier) are those of Furusho and Ikeda. Skip 1 uses s₁.
         input_variance: of `W_in`. readout_variance: of `W_out`.
         scale: a, of the branch; "depth" for 1/√L. gain: β, inside the branch.
