@@ -129,7 +129,7 @@ def test_command_line(capsys, tmp_path):
     assert cli.main([*SMALL, "--by", "layer", "--vectors", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "eigenvalues above rounding" in text and "share of trace" in text
-    assert {p.name for p in tmp_path.iterdir()} == set(cli.FULL_FILES)
+    assert {p.name for p in tmp_path.iterdir()} == {"full.npz", "full.json", "full.png"}
     record = json.loads((tmp_path / "full.json").read_text())
     found = fj.load(tmp_path / "full.npz")
     np.testing.assert_allclose(record["values"], found.values, rtol=1e-6)

@@ -1,0 +1,37 @@
+"""The command line: `fisher-jax spectrum`, `full`, `plan`, `train`, `models`; one file each."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fisher_jax._checks import ArgumentError
+from fisher_jax.cli import full, models, spectrum, train
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="fisher-jax", description="Eigenvalue spectra of Fisher information matrices, with error bounds.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for command in (spectrum, full, train, models):
+        command.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for input that cannot be used, 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except ArgumentError as error:
+        print(f"fisher-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fisher-jax: interrupted, nothing written", file=sys.stderr)
+        return 130
