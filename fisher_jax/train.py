@@ -31,6 +31,7 @@ RATES = {"sgd": 0.1, "momentum": 0.1, "adam": 1e-3}
 SCHEDULES = ("constant", "linear", "cosine", "step")
 # Samples of a test set that are evaluated at once.
 EVALUATED = 512
+CHECKPOINT_SECONDS = 10.0
 COLUMNS = ("loss", "accuracy", "test_loss", "test_accuracy", "rate", "seconds")
 
 
@@ -150,8 +151,8 @@ def fit(
         key: JAX random key, for the order of the samples and the masks.
         track: from `fj.track(...)`: measures the spectrum of the network in evaluation mode before each step that is due,
             and after the last.
-        directory: for checkpoints, one after each epoch, the last two kept. A run of the same settings goes on where it
-            ended.
+        directory: for checkpoints after an epoch, at most one every ten seconds and one at the end, the last two kept. A run
+            of the same settings goes on where it ended.
         progress: called with `Progress` a few times a second.
 
     Returns:
@@ -166,6 +167,8 @@ def fit(
         raise _checks.fail("fit", f"model={type(model).__name__} is not an nnx.Module", "give fj.models.build(...)")
     if not isinstance(likelihood, Likelihood):
         raise _checks.fail("fit", f"likelihood={likelihood!r} is not a likelihood", "give fj.Categorical(), ...")
+    if not isinstance(key, jax.Array) or key.size > 2:
+        raise _checks.fail("fit", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     run = _Run(model, _pair(data, "data"), likelihood, key)
     x, y = run.data
     samples, epochs = len(jax.tree.leaves(x)[0]), _checks.integer("fit", "epochs", epochs, 1)
@@ -187,7 +190,7 @@ def fit(
         "samples": samples,
         "likelihood": repr(likelihood),
         "data": zlib.crc32(b"".join(np.ascontiguousarray(a[:1000]).tobytes() for a in jax.tree.leaves((x, y)))),
-        "key": str(np.asarray(jax.random.key_data(key)).tolist()),
+        "key": dict(provenance(key))["key"],
         "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
     }
     files = None if directory is None else _Checkpoints(directory, settings)
@@ -222,7 +225,7 @@ def fit(
                 warnings.warn(f"fit: the loss of epoch {epoch + 1} is {loss}: stopped; lower the rate", stacklevel=2)
                 break
             if files is not None:
-                files.save(len(rows), state, rows)
+                files.keep(len(rows), state, rows)
         else:
             if track is not None and track.last_step != steps:
                 track.measure(steps, run.network(state), loss=rows[-1]["loss"], rate=rows[-1]["rate"])
@@ -341,7 +344,7 @@ class _Run:
 
 
 class _Checkpoints:
-    """One after each epoch, with the rows so far; written in the background."""
+    """States after an epoch, with the rows so far; written in the background, and not more often than is of use."""
 
     def __init__(self, directory: Any, settings: dict[str, Any]):
         import orbax.checkpoint as ocp
@@ -350,11 +353,20 @@ class _Checkpoints:
         self.directory = os.path.abspath(os.fspath(directory))
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
+        self.written, self.pending = time.perf_counter(), None
 
-    def save(self, epoch: int, state: _State, rows: list[dict[str, float]]) -> None:
-        args = self.ocp.args
+    def keep(self, epoch: int, state: _State, rows: list[dict[str, float]]) -> None:
+        self.pending = epoch, state, list(rows)
+        if time.perf_counter() - self.written > CHECKPOINT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        if self.pending is None:
+            return
+        (epoch, state, rows), args = self.pending, self.ocp.args
         run = {"settings": self.settings, "rows": [{n: v if math.isfinite(v) else None for n, v in r.items()} for r in rows]}
         self.manager.save(epoch, args=args.Composite(state=args.StandardSave(_flat(state)), run=args.JsonSave(run)))
+        self.written, self.pending = time.perf_counter(), None
 
     def restore(self, state: _State) -> tuple[_State, list[dict[str, float]]]:
         """The last state of a run of the same settings; the given one if there is none."""
@@ -377,6 +389,8 @@ class _Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(state), leaves), rows
 
     def close(self) -> None:
+        """Also when the run was cut off: the last epoch that ended is written."""
+        self.write()
         self.manager.wait_until_finished()
         self.manager.close()
 

@@ -232,6 +232,7 @@ def test_bad_input_is_refused_by_name():
         ((model, (x, y), fj.Categorical()), {"test": (x, y + 1)}, r"labels y span 1\.\.3"),
         ((model, (x, y), fj.Categorical()), {"batch": 13}, "batch=13 exceeds 12"),
         ((model, (x, y), fj.Categorical()), {"epochs": 0}, "epochs=0"),
+        ((model, (x, y), fj.Categorical()), {"key": 3}, "key=3"),
         ((model, (x, y), fj.Categorical()), {"optimizer": "adam"}, "optimizer='adam'"),
     ):
         with pytest.raises(fj.ArgumentError, match=message):
