@@ -149,7 +149,8 @@ class Tracker:
         for name in ("values", "bounds"):
             columns[name] = columns[name].reshape(-1, self.k)
         steps = jnp.asarray([line["step"] for line in self.lines], jnp.int32)
-        method = "dual matrix, diagonalized" if self.dense else repr(self.method or ITERATION)
+        direct = all(line["products"] == 0 for line in self.lines)
+        method = "dual matrix, diagonalized" if direct else repr(self.method or ITERATION)
         return Track(steps=steps, **columns, method=method, info=provenance(self.key, every=self.every))
 
     def _build(self, skeleton: Any, arrays: Any, x: Any) -> FisherOperator:

@@ -316,7 +316,7 @@ def test_train_with_its_spectrum(capsys, tmp_path):
     assert history.steps.tolist() == [6, 12, 18] and measured.steps.tolist() == [0, 5, 10, 15, 18]
     assert measured.values.shape == (5, 3) and float(history.loss[-1]) < float(history.loss[0])
     assert f"{float(measured.values[2, 0]):.6g}" in text and f"{float(history.test_accuracy[-1]):.4g}" in text
-    assert "to check and compile" in text and "240 samples to train on, 60 to test, spectrum of 6" in text
+    assert "a measurement took" in text and "240 samples to train on, 60 to test, spectrum of 6" in text
     record = json.loads((out / "training.json").read_text())
     assert record["settings"]["epochs"] == 3 and record["measurements"][4]["steps"] == 18
     assert record["measurements"][0]["loss"] is None

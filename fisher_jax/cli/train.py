@@ -127,13 +127,14 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _cost(history: Any, measured: Any) -> str:
-    """What the measurements took of the whole time; the first of them compiles, and so does the first epoch."""
-    if measured.steps.size < 3 or history.epochs.size < 3:
-        return f"the spectrum took {float(measured.seconds.sum()):.3g} s"
-    each, epoch = float(measured.seconds[1:].sum()), float(history.seconds[1:].sum())
+    """In medians: the first measurement and the first epoch compile, also of a run that goes on."""
+    import numpy as np
+
+    each, epoch = (float(np.median(np.asarray(table.seconds))) for table in (measured, history))
+    many = (measured.steps.size - 1) / history.epochs.size
     return (
-        f"the spectrum took {each:.3g} s, {100 * each / max(epoch - each, 1e-9):.0f} % of what training took, "
-        f"and {float(measured.seconds[0]):.3g} s to check and compile"
+        f"a measurement took {each:.3g} s, an epoch with {many:.2g} of them {epoch:.3g} s (medians); "
+        f"the longest, with compilation, {float(measured.seconds.max()):.3g} s"
     )
 
 
