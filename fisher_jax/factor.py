@@ -139,7 +139,9 @@ def bytes_per_sample(prepare: Any, network: Network, x: Any, *extras: Any) -> in
         batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), (x, *extras))
         return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(prepare, network, *batch)))
 
-    return total(3) - total(2)
+    # All samples at once are what is prepared next, mostly: JAX keeps that trace.
+    samples = max(3, jax.tree.leaves(x)[0].shape[0])
+    return (total(samples) - total(2)) // (samples - 2)
 
 
 # --- the Jacobian -----------------------------------------------------------------------------------------------------
