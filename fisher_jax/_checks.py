@@ -47,9 +47,11 @@ def finite(where: str, name: str, tree: Any, remedy: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact):
             continue
-        # Host arrays may be memory-mapped and large: read them in slices, without a full-size boolean copy.
-        if isinstance(leaf, np.ndarray):
-            flat = leaf.reshape(-1) if leaf.flags.c_contiguous else leaf.ravel()
+        # Arrays on the host may be memory-mapped and large: read them in slices, without a full-size boolean copy. Those of
+        # JAX there need no copy either, and no program for each shape.
+        if isinstance(leaf, np.ndarray) or _on_host(leaf):
+            host = np.asarray(leaf)
+            flat = host.reshape(-1) if host.flags.c_contiguous else host.ravel()
             bad = sum(int(np.count_nonzero(~np.isfinite(flat[i : i + 2**22]))) for i in range(0, flat.size, 2**22))
         else:
             with jax.ensure_compile_time_eval():
@@ -57,3 +59,9 @@ def finite(where: str, name: str, tree: Any, remedy: str) -> None:
         if bad:
             label = name + ("/" + jax.tree_util.keystr(path, simple=True, separator="/") if path else "")
             raise fail(where, f"{label} has {bad} NaN or infinite value(s) among {leaf.size}", remedy)
+
+
+def _on_host(a: jax.Array) -> bool:
+    """On one device, a CPU."""
+    devices = list(a.devices())
+    return len(devices) == 1 and devices[0].platform == "cpu"

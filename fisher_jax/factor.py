@@ -9,6 +9,7 @@ data in chunks of equal size and linearizes each again (5 units). Rows that pad 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,15 +122,19 @@ def automatic(mesh: Mesh | None) -> Mesh | None:
     return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
 
-def choose_chunk(bytes_per_sample: int, samples: int, chunk: int | str, where: str) -> tuple[int, bool]:
-    """(samples per chunk, is the linearization stored?): stored when it takes at most a quarter of the free memory."""
+def choose_chunk(each: Callable[[], int], samples: int, chunk: int | str, where: str) -> tuple[int, bool]:
+    """(samples per chunk, is the linearization stored?): stored when it takes at most a quarter of the free memory.
+
+    Args:
+        each: bytes of a sample; finding them takes time.
+    """
     if chunk != "auto":
         size = _checks.integer(where, "chunk", chunk, 1, remedy='give "auto" or a number of samples')
         return min(size, samples), size >= samples
-    budget = linalg.free_memory() // 4
-    if bytes_per_sample * samples <= budget:
+    budget, needed = linalg.free_memory() // 4, each()
+    if needed * samples <= budget:
         return samples, True
-    return max(1, min(samples, budget // max(bytes_per_sample, 1))), False
+    return max(1, min(samples, budget // max(needed, 1))), False
 
 
 def bytes_per_sample(prepare: Any, network: Network, x: Any, *extras: Any) -> int:
@@ -139,7 +144,9 @@ def bytes_per_sample(prepare: Any, network: Network, x: Any, *extras: Any) -> in
         batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), (x, *extras))
         return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(prepare, network, *batch)))
 
-    return total(3) - total(2)
+    # All samples at once are what is prepared next, mostly: JAX keeps that trace.
+    samples = max(3, jax.tree.leaves(x)[0].shape[0])
+    return (total(samples) - total(2)) // (samples - 2)
 
 
 # --- the Jacobian -----------------------------------------------------------------------------------------------------

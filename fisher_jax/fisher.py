@@ -504,7 +504,7 @@ def hessian(
     def prepare(net: Network, x: Any, scale: Any, labels: Any) -> Any:
         return _linearize_gradient(net, loss, Chunks(x, scale, labels, 1))
 
-    size, stored = choose_chunk(bytes_per_sample(prepare, net, x, scale, labels), samples, chunk, "hessian")
+    size, stored = choose_chunk(lambda: bytes_per_sample(prepare, net, x, scale, labels), samples, chunk, "hessian")
     net, data = _place(net, make_chunks(x, scale, labels, samples, size, mesh), mesh)
     linear = _linearize_gradient(net, loss, jax.tree.map(lambda a: a[0], data)) if stored else None
     return HessianOperator(net, data, linear, loss)
@@ -554,7 +554,7 @@ def _canonical(a: Any) -> Any:
 def _jacobian(
     net: Network, x: Any, scale: Any, labels: Any, samples: int, outputs: Any, chunk: Any, mesh: Mesh | None, where: str
 ) -> Jacobian:
-    size, stored = choose_chunk(bytes_per_sample(linearize_outputs, net, x), samples, chunk, where)
+    size, stored = choose_chunk(lambda: bytes_per_sample(linearize_outputs, net, x), samples, chunk, where)
     net, data = _place(net, make_chunks(x, scale, labels, samples, size, mesh), mesh)
     linear = linearize_outputs(net, jax.tree.map(lambda a: a[0], data.x)) if stored else None
     return Jacobian(net, data, linear, OutputSpace.of(outputs))

@@ -152,10 +152,32 @@ def test_randomness_is_refused():
     def masked(p, x):  # the same mask at every call, another for each place in the batch
         return (x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape).astype(x.dtype)) @ p["w"]
 
-    with pytest.raises(fj.ArgumentError, match="model is not deterministic: two evaluations differ"):
-        fj.fisher(plain(impure), data("float32"), fj.Gaussian())
+    def called(p, x):  # anew at every run of one program
+        noise = jax.pure_callback(lambda: np.float32(rng.uniform()), jax.ShapeDtypeStruct((), jnp.float32))
+        return x @ p["w"] * noise
+
+    for apply in (impure, called):
+        with pytest.raises(fj.ArgumentError, match="model is not deterministic: two evaluations differ"):
+            fj.fisher(plain(apply), data("float32"), fj.Gaussian())
     with pytest.raises(fj.ArgumentError, match="depends on a sample's place in the batch"):
         fj.fisher(plain(masked), data("float32"), fj.Gaussian())
+
+
+def test_other_weights_are_checked_by_the_same_programs():
+    traced = []
+
+    def apply(p, x):
+        traced.append(x.shape[0])
+        return x @ p
+
+    def batches(scale):
+        traced.clear()
+        fj.fisher(fj.Function(apply, jnp.full((5, 3), scale)), data("float32"), fj.Gaussian())
+        return set(traced), len(traced)
+
+    (sizes, _), again = batches(1.0), batches(2.0)
+    assert {1, 4, 7} <= sizes, "alone, with three, with six others"
+    assert again == ({3}, 1), "for the shape of the outputs, and no more"
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,16 @@
-"""Convolutional networks: the published parameter counts, K against explicit Jacobians, initializations, plain twins."""
+"""Convolutional networks: the published parameter counts, initializations, plain twins."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from flax import nnx
 
 import fisher_jax as fj
-from fisher_jax.kernels import layout
 from fisher_jax.models import densenet, imagenet_resnet, resnet, vgg
-from fisher_jax.models.conv_blocks import Conv
+from fisher_jax.models.conv_blocks import Conv, Recipe, norm
 
 CLASSES = {
     "resnet": resnet.ResNet,
@@ -111,72 +109,22 @@ def test_the_plain_densenet_has_the_widths_of_the_concatenating_one():
     assert plain["blocks/1/units/1/conv/kernel"] == (3, 3, 48, 48)
 
 
-# --- K ----------------------------------------------------------------------------------------------------------------
-
-TINY = {
-    "resnet": ("resnet", {"depth": 8, "width": 4}),
-    "resnet B, group, orthogonal, survival": (
-        "resnet", {"depth": 8, "width": 4, "shortcut": "B", "norm": "group", "init": "orthogonal", "survival": 0.5},
-    ),
-    "resnet fixup": ("resnet", {"depth": 8, "width": 3, "norm": "none", "init": "fixup"}),
-    "preresnet B, fixup": (
-        "resnet", {"depth": 8, "width": 2, "form": "pre", "shortcut": "B", "norm": "none", "init": "fixup"},
-    ),
-    "wide resnet skipinit, layer, dropout": (
-        "resnet",
-        {"depth": 10, "width": 2, "widen": 2, "form": "pre", "norm": "layer", "init": "skipinit", "dropout": 0.3},
-    ),
-    "imagenet bottleneck": ("imagenet", {"depth": 14, "width": 2}),
-    "imagenet plain, lecun": ("imagenet", {"depth": 10, "width": 2, "skip": False, "norm": "none", "init": "lecun"}),
-    "vgg small head, batch": ("vgg", {"depth": 11, "width": 2, "norm": "batch"}),
-    "vgg large head": ("vgg", {"depth": 11, "width": 2, "head": "large", "hidden": 6, "dropout": 0.5}),
-    "densenet": ("densenet", {"depth": 10, "width": 2}),
-    "densenet plain": ("densenet", {"depth": 7, "width": 2, "bottleneck": False, "skip": False}),
-}  # fmt: skip
+# --- layers that Flax has, but not under strict promotion --------------------------------------------------------------
 
 
-def float64(name, **options):
-    """A model of random numbers in double precision, away from the zeros and ones of initialization."""
-    rng = np.random.default_rng(0)
-
-    def fill(a):
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            return jnp.zeros(a.shape, a.dtype) if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jax.random.key(0)
-        if a.ndim < 2:
-            return jnp.asarray(rng.uniform(0.5, 1, a.shape))
-        return jnp.asarray(rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1])))
-
-    model = nnx.eval_shape(lambda: build(name, **options))
-    graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(fill, state))
-
-
-# Their parts are in the other cases too.
-SLOW_CASES = {"preresnet B, fixup", "vgg large head", "densenet plain"}
-
-
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW_CASES else []) for c in TINY])
-def test_gram_equals_the_explicit_one(case, x64):
-    name, options = TINY[case]
-    model = float64(name, **options)
-    x = np.random.default_rng(1).normal(size=(3, 8, 8, 2))
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def one(params, row):
-        return nnx.merge(graphdef, params, rest, copy=True)(row[None])[0]
-
-    # Flax asks for the wider of float64 and float32, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        jacobians = jax.jit(jax.vmap(jax.jacrev(one), (None, 0)))(nnx.to_pure_dict(params), x)
-        J = np.concatenate([np.asarray(a).reshape(6, -1) for a in jax.tree.leaves(jacobians)], axis=1)
-        F = fj.fisher(model, x, fj.Gaussian())
-        assert oracle.relative(F.gram(), J @ J.T / len(x)) <= 100 * oracle.eps("float64")
-        paths = F.factor.jacobian.network.paths
-        kernels = layout(F.factor, (0,) * len(paths)).kernels
-    assert not [k for k in kernels if "not recognized" in k.reason], kernels
-    # Every weight has a site: only those have a kernel that names it.
-    found = {i for k in kernels if k.site is not None for i in k.parameters}
-    assert {i for i, path in enumerate(paths) if path.endswith("kernel")} <= found, kernels
+def test_group_norm_and_the_pool_of_a_transition_are_those_of_flax():
+    h = jnp.asarray(np.random.default_rng(0).normal(1, 2, (2, 5, 4, 8)), jnp.float32)
+    for kind, groups in (("layer", 1), ("group", 2)):
+        ours, flax = norm(kind, 8, nnx.Rngs(0)), nnx.GroupNorm(8, groups, use_fast_variance=False, rngs=nnx.Rngs(0))
+        for layer in (ours, flax):
+            nnx.update(layer, {"scale": jnp.arange(8.0), "bias": jnp.arange(8.0) ** 2})
+        np.testing.assert_allclose(ours(h), flax(h), rtol=1e-5, atol=1e-5)
+    for image in (h, h[:, :1], h[:, :, :1], h[:, :3, :3]):
+        transition = densenet.Transition(8, 4, Recipe("densenet", "none", "he", nnx.Rngs(0)))
+        window = (min(2, image.shape[1]), min(2, image.shape[2]))
+        with jax.numpy_dtype_promotion("standard"):
+            expected = nnx.avg_pool(transition.unit(image), window, window)
+        np.testing.assert_allclose(transition(image), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- initialization ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Transformers, recurrent networks and tables: sizes, causality, and the dual matrix against explicit Jacobians."""
+"""Transformers, recurrent networks and tables: sizes, causality, the dual matrix of tokens."""
 
 import math
 
@@ -30,10 +30,8 @@ ONE = {"weight_variance": 1.0, "heads": 2, "width": 8, "depth": 1}
 # name -> (class, inputs, outputs, options, data)
 TINY = {
     "vit": (ViT, (4, 8, 3), C, ONE | {"patch": 4}, IMAGES),
-    "vit post norm": (ViT, (4, 8, 3), C, ONE | {"patch": 4, "norm": "post", "survival": 0.5}, IMAGES),
     "gpt": (GPT, T + 1, 5, ONE, TOKENS),
     "gpt untied": (GPT, T, 5, ONE | {"depth": 2, "tied": False, "norm": "post", "skip": False}, TOKENS),
-    "regressor": (Regressor, 3, C, {"width": 8}, SERIES[:, 0]),
     "regressor with categories": (
         Regressor,
         3,
@@ -42,7 +40,6 @@ TINY = {
         MIXED,
     ),
     "gru": (RNN, 3, C, {"width": 8, "depth": 2}, SERIES),
-    "lstm": (RNN, 3, C, {"width": 8, "cell": "lstm", "readouts": "last", "weights": "orthogonal"}, SERIES),
     "vrnn": (VRNN, 3, C, {"width": 8, "latent": 2}, LATENT),
     "vrnn prior": (VRNN, 3, C, {"width": 8, "latent": 2, "latents": "prior"}, LATENT),
 }
@@ -133,29 +130,17 @@ def jacobian(model, x):
     return np.stack(blocks)
 
 
-# Matrices that no layer multiplies: position embeddings are added to the stream, their gradient is its cotangent.
-ADDED = {"positions"}
-# Parameters that the outputs do not depend on.
-UNUSED = {"vrnn": "prior", "vrnn prior": "encoder"}
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_gram_equals_the_explicit_one_and_weights_are_recognized(name, x64):
+@pytest.mark.parametrize("name", ["gpt", "gpt untied"])
+def test_gram_of_tokens_equals_the_explicit_one(name, x64):
     model, x = tiny(name)
-    tokens = "gpt" in name
-    F = fj.fisher(model, x, fj.Categorical() if tokens else fj.Gaussian())
+    F = fj.fisher(model, x, fj.Categorical())
     A = jacobian(model, x).reshape(-1, F.size) / np.sqrt(N)
-    if tokens:
-        p = oracle.softmax(np.asarray(model(x))).reshape(-1, 5)
-        B = (np.eye(5) - p[:, :, None]) * np.sqrt(p)[:, None]  # of each token: B Bᵀ = diag(p) − p pᵀ
-        A = np.concatenate([b.T @ rows for b, rows in zip(B, A.reshape(-1, 5, F.size), strict=True)])
+    p = oracle.softmax(np.asarray(model(x))).reshape(-1, 5)
+    B = (np.eye(5) - p[:, :, None]) * np.sqrt(p)[:, None]  # of each token: B Bᵀ = diag(p) − p pᵀ
+    A = np.concatenate([b.T @ rows for b, rows in zip(B, A.reshape(-1, 5, F.size), strict=True)])
     K = F.gram()
     assert K.shape == (len(A), len(A))
     assert oracle.relative(K, A @ A.T) <= 100 * oracle.eps("float64")
-    kernels = fj.plan(F).kernels
-    assert {path for path, *_, reason in kernels if "not recognized" in reason} <= ADDED
-    used = {path for joined, *_ in kernels for path in joined.split(" + ")}
-    assert {path.split("/")[0] for path in set(F.factor.jacobian.network.paths) - used} == {UNUSED.get(name)} - {None}
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt untied", "gru"])

@@ -151,7 +151,9 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, a comma-separated tuple of numbers, or a word."""
+    """A number, true or false, a comma-separated tuple of them, or a word."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if "," in text:
         return tuple(_value(part) for part in text.split(","))
     for kind in (int, float):

@@ -2,9 +2,10 @@
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
+import numpy as np
 from flax import nnx
 
 from fisher_jax import _checks, linalg
@@ -31,7 +32,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "vrnn": ("vrnn", "VRNN", "sequence"),
 }
 CIFAR, IMAGENET = {"inputs": (32, 32, 3), "outputs": 10}, {"inputs": (224, 224, 3), "outputs": 1000}
-COUNTED = ("depth", "width", "growth", "heads", "patch", "expansion", "latent", "widen")
+COUNTED = ("depth", "width", "growth", "heads", "patch", "expansion", "latent", "widen", "hidden", "embedding")
 
 
 def architecture(name: str) -> tuple[str, dict[str, Any]]:
@@ -97,9 +98,8 @@ def build(
     for option, value in chosen.items():
         if option not in known:
             raise _checks.fail(f"model {name}", f"option {option}={value!r} is unknown", f"it has {', '.join(known)}")
-    for counted in COUNTED:
-        if chosen.get(counted) is not None:
-            _checks.integer(f"model {name}", counted, chosen[counted], 1)
+    for option, value in chosen.items():
+        _check_option(f"model {name}", option, value, known[option])
     chosen = known | chosen
     if streamed:
         if not hasattr(cls, "pieces"):
@@ -137,6 +137,34 @@ def _sizes(name: str, inputs: Any, outputs: Any) -> tuple[Any, int]:
     else:
         inputs = _checks.integer("models.build", "inputs", inputs, 1)
     return inputs, _checks.integer("models.build", "outputs", outputs, 1)
+
+
+def _check_option(where: str, option: str, value: Any, usual: Any) -> None:
+    """Refuse a value of the wrong kind; what a choice offers is checked where it is made."""
+    if (value is None and usual is None) or _checks.traced(value):
+        return
+    if option in COUNTED:
+        _checks.integer(where, option, value, 1)
+    elif isinstance(usual, bool):
+        if not isinstance(value, (bool, np.bool_)):
+            raise _checks.fail(where, f"{option}={value!r} is neither true nor false", "give True or False")
+    elif option == "cardinalities":
+        if not isinstance(value, (tuple, list)):
+            raise _checks.fail(where, f"{option}={value!r} is no list", "give the categories of each column, such as (3, 4)")
+        for number in value:
+            _checks.integer(where, option, number, 1)
+    elif option == "variances":
+        if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_number(v) and v >= 0 for v in value):
+            raise _checks.fail(where, f"{option}={value!r} is no pair of variances", "give two numbers >= 0")
+    elif option.endswith("variance"):
+        if not _number(value) or not value >= 0:
+            raise _checks.fail(where, f"{option}={value!r} is no variance", "give a number >= 0")
+    elif isinstance(usual, float) and not _number(value) and not (option == "scale" and isinstance(value, str)):
+        raise _checks.fail(where, f"{option}={value!r} is not a finite number", "give one")
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return np.ndim(value) == 0 and not isinstance(value, (str, bool, type(None))) and bool(np.isfinite(value))
 
 
 def _require_room(name: str, inputs: Any, outputs: int, chosen: dict[str, Any]) -> None:
