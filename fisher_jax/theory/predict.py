@@ -1,0 +1,179 @@
+"""One line from a model's name and options to what theory says of its Fisher spectrum."""
+
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import _checks
+from fisher_jax.likelihoods import Categorical, Gaussian
+from fisher_jax.results import Law
+from fisher_jax.theory.levels import Levels, levels
+from fisher_jax.theory.network import Network, network
+from fisher_jax.theory.recursion import as_kernel, two_valued
+
+Array = jax.Array
+
+
+def predict(
+    name: str,
+    *,
+    inputs: int | None = None,
+    outputs: int = 1,
+    samples: float | None = None,
+    x: Any = None,
+    kernel: Any = None,
+    cosine: float = 0.0,
+    likelihood: Any = "gaussian",
+    masks: Any = None,
+    bn: str | None = None,
+    draws: int = 64,
+    key: Any = None,
+    **options: Any,
+) -> Law:
+    """The Fisher spectrum of a wide network at initialization, from its architecture alone.
+
+        λ(F) = λ(Θ)/N,  Θ(x, x') = E[∇f(x)·∇f(x')] at infinite width
+
+    Args:
+        name: mlp, resmlp or densemlp; options: those of `fj.models.build`, with its defaults.
+        inputs: features of a sample, d. outputs: C. samples: N.
+        x: data `(N, d)`; or kernel: `(N, N)` matrix x·x'/d. Without both: N samples with |x|² = d and this cosine between
+            any two, as x ~ N(0, 1) has nearly. The exact kernel matters where N/d is not small and the outputs have no mean
+            over samples (odd activations without biases, few layers).
+        likelihood: "gaussian" or "categorical", or `fj.Gaussian(noise)`, `fj.Categorical()`.
+        masks: of dropout and stochastic depth, as in `fj.fisher`: "mean" or None: the network without masks;
+            `fj.Fixed(key)`: one draw, in expectation over draws; `fj.Average(draws, key)`: the average over so many;
+            "average": over all, of which the largest eigenvalues are given.
+        bn: of batch normalization: "eval": the running statistics of a new network, that is, none; "frozen"; "train": of
+            the outputs only.
+        draws: of the softmax, and of the masks of stochastic depth for "average". key: for both.
+
+    Returns:
+        Law. Its `deviation` is an estimate of how much one network of this width differs.
+
+    Raises:
+        ArgumentError: an option that theory does not cover, or arguments that do not fit.
+
+    Warns:
+        Depth too large for the width; a largest eigenvalue that random fluctuations of the bulk exceed.
+
+    Reference: Karakida et al., AISTATS 2019; Furusho and Ikeda, ACML 2019; each recursion states its own.
+    """
+    with jax.enable_x64(True):
+        K, samples, inputs = _inputs(inputs, samples, x, kernel, cosine)
+        net = network(name, inputs, outputs, options)
+        scale, softmax = _likelihood(likelihood)
+        if not math.isinf(samples) and samples * net.outputs > net.size:
+            raise _checks.fail(
+                "theory.predict",
+                f"samples={samples:g} times {net.outputs} outputs exceed the {net.size} parameters",
+                "take fewer samples or a wider network",
+            )
+        if bn not in (None, "eval", "frozen", "train"):
+            raise _checks.fail("theory.predict", f"bn={bn!r} is unknown", 'give "eval", "frozen" or "train"')
+        if net.norm == "batch" or net.output_norm != "none":
+            if bn is None:
+                raise _checks.fail("theory.predict", "bn is missing", 'give bn="eval", "frozen" or "train"')
+        elif bn is not None:
+            raise _checks.fail("theory.predict", f"bn={bn!r}, but the model has no batch normalization", "leave bn out")
+        found = levels(net, K, samples, masks, bn, draws, key, softmax)
+        return _law(net, K, samples, found, scale, softmax, masks)
+
+
+def _inputs(inputs: Any, samples: Any, x: Any, kernel: Any, cosine: float) -> tuple[Array, float, int]:
+    """(kernel `(N, N)` or of two inputs, N, d)."""
+    where = "theory.predict"
+    if x is not None:
+        x = jnp.asarray(np.asarray(x), float)
+        if x.ndim != 2 or kernel is not None:
+            raise _checks.fail(where, f"x of shape {x.shape}", "give x (N, d), without kernel")
+        if inputs not in (None, x.shape[1]):
+            raise _checks.fail(where, f"inputs={inputs} differs from x of shape {x.shape}", "leave inputs out")
+        inputs, kernel = x.shape[1], jnp.matmul(x, x.T, precision="highest") / x.shape[1]
+    if inputs is None:
+        raise _checks.fail(where, "inputs is missing", "give inputs=..., the features of a sample")
+    inputs = _checks.integer(where, "inputs", inputs, 1)
+    if kernel is not None:
+        K = as_kernel(np.asarray(kernel))
+        _checks.finite(where, "kernel", K, "give finite data")
+        if samples not in (None, K.shape[0]):
+            raise _checks.fail(where, f"samples={samples} differs from the kernel of shape {K.shape}", "leave samples out")
+        return K, K.shape[0], inputs
+    if samples is None:
+        raise _checks.fail(where, "samples is missing", "give samples=..., x=... or kernel=...")
+    samples = samples if samples == math.inf else _checks.integer(where, "samples", samples, 1)
+    if not -1 / max(samples - 1, 1) - 1e-9 <= cosine <= 1:
+        raise _checks.fail(
+            where, f"cosine={cosine} between {samples} samples", "give a number between -1/(samples - 1) and 1"
+        )
+    return two_valued(cosine), samples, inputs
+
+
+def _likelihood(likelihood: Any) -> tuple[float, bool]:
+    """(factor of F, is it softmax)."""
+    if isinstance(likelihood, Gaussian):
+        return 1 / likelihood.noise**2, False
+    if likelihood == "gaussian":
+        return 1.0, False
+    if isinstance(likelihood, Categorical) or likelihood == "categorical":
+        return 1.0, True
+    raise _checks.fail(
+        "theory.predict", f"likelihood={likelihood!r} is not covered", 'give "gaussian" or "categorical", or their records'
+    )
+
+
+def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, masks: Any) -> Law:
+    order = np.argsort(-found.values)
+    values, counts = found.values[order] * scale, found.counts[order]
+    factor = 4.0**found.exponent if found.exponent < 510 else math.inf
+    shift = found.exponent * math.log(4)
+    largest, trace = float(values[0]), scale * found.trace
+    outliers = net.outputs if found.outliers is None else found.outliers
+    deviation = math.sqrt(2.5 * max(1.0, net.randomness(found.tangent)) / net.stream)
+    N = samples
+    _warn(net, samples, deviation, largest, trace, outliers, softmax)
+    info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
+    if net.name == "resmlp" and net.residual == "plain":
+        info.append(("finite width", "λ_max lies above by a share of about 5/width (fitted: skip two, L = 4, N = 16)"))
+    info += [("drawn", found.note)] if found.note else []
+    with np.errstate(over="ignore", invalid="ignore"):
+        frobenius = float(np.sqrt(np.sum(counts * values**2)) * factor) if found.complete and math.isfinite(N) else math.nan
+        return Law(
+            values=values * factor,  # type: ignore[arg-type]
+            counts=counts,  # type: ignore[arg-type]
+            trace=trace * factor,
+            frobenius=frobenius,
+            outliers=outliers,
+            size=net.size,
+            dual_size=int(np.sum(counts)) if math.isfinite(N) and found.complete else net.size,
+            log_trace=math.log(trace) + shift if trace > 0 else -math.inf,
+            log_lambda_max=math.log(largest) + shift if largest > 0 else -math.inf,
+            deviation=deviation,
+            method=f"theory: {net.kind}, "
+            + (f"kernel of {int(N)} samples" if K.shape[0] == N else f"N = {N:g}, two values"),
+            info=tuple(info),
+        )
+
+
+def _warn(
+    net: Network, samples: float, deviation: float, largest: float, trace: float, outliers: int, softmax: bool
+) -> None:
+    if deviation > 0.5:
+        message = (
+            f"theory of {net.name}: at depth {net.depth} and width {net.stream} one network may differ by "
+            f"{100 * deviation:.0f} %; the prediction holds for widths far above the depth"
+        )
+        warnings.warn(message, stacklevel=4)
+    if softmax or not outliers or math.isinf(samples):
+        return
+    bulk = (trace - outliers * largest) / (net.outputs * samples)
+    if largest < bulk * (1 + math.sqrt(samples / net.stream)) ** 2:
+        message = (
+            f"theory of {net.name}: λ_max={largest:.3g} does not stand out of the bulk, whose fluctuations at width "
+            f"{net.stream} exceed it; use the trace, or x=... for shallow networks"
+        )
+        warnings.warn(message, stacklevel=4)
