@@ -286,12 +286,10 @@ class Law:
 
     @property
     def bulk(self) -> float:
-        """Mean of the nonzero eigenvalues below the outliers."""
-        rest = self.dual_size - self.outliers
-        total = int(np.sum(np.asarray(self.counts)))
-        above = np.minimum(np.asarray(self.counts), np.maximum(self.outliers - np.cumsum(np.r_[0, self.counts[:-1]]), 0))
-        known = total >= self.outliers and rest > 0
-        return float((self.trace - np.sum(above * np.asarray(self.values))) / rest) if known else float("nan")
+        """Mean of the predicted eigenvalues below the outliers, NaN if there are none."""
+        values, counts = np.asarray(self.values), np.asarray(self.counts)
+        below = counts - np.clip(self.outliers - np.cumsum(counts) + counts, 0, counts)
+        return float(np.average(values[below > 0], weights=below[below > 0])) if np.any(below > 0) else float("nan")
 
     @property
     def zeros(self) -> int:

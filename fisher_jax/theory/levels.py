@@ -68,23 +68,26 @@ def levels(
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Masks: how many for each sample, or infinitely many; the same for all samples; a typical single draw."""
+    """Masks: how many for each sample, or infinitely many; are they the same for all samples; is one the typical one."""
 
     count: float
     shared: bool
     number: int  # to draw where the kernel has no closed form
     key: Any
+    typical: bool = False
 
 
 def _draws(net: Network, masks: Any, draws: int, key: Any) -> Draws:
     where = f"theory of {net.name}"
-    if masks != "average" and not hasattr(masks, "draws"):
-        choices = 'give "mean", "average", fj.Fixed(key) or fj.Average(draws, key)'
+    if masks not in ("average", "one", "typical") and not hasattr(masks, "draws"):
+        choices = 'give "mean", "one", "typical", "average", fj.Fixed(key) or fj.Average(draws, key)'
         raise _checks.fail(where, f"masks={masks!r} is unknown", choices)
     if net.dropout == 0 and not net.stochastic:
         raise _checks.fail(where, f"masks={masks!r}, but the model has neither dropout nor stochastic depth", "leave it out")
     if masks == "average":
         return Draws(math.inf, False, _checks.integer(where, "draws", draws, 1), key)
+    if isinstance(masks, str):
+        return Draws(1, True, 1, None, masks == "typical")
     return Draws(masks.draws, getattr(masks, "shared", True), masks.draws, masks.key)
 
 
@@ -170,7 +173,7 @@ def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
         raise _checks.fail(where, "dropout and stochastic depth together are not covered", 'choose masks="mean"')
     if net.norm != "none":
         raise _checks.fail(where, f"random masks with norm={net.norm!r} are not covered", 'choose masks="mean"')
-    over_depths = _over_depths(net, K, samples)
+    over_depths = _over_depths(net, K, samples, draws.typical)
     if draws.count == 1 and draws.shared:
         return over_depths
     if draws.key is None:
@@ -201,9 +204,10 @@ def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
     return Levels(values, C * counts, trace, tangent, shift, complete=not math.isinf(draws.count), note=note)
 
 
-def _over_depths(net: Network, K: Array, samples: float) -> Levels:
-    """Expectation over the number of surviving branches: a network of n survivors is one of n blocks."""
+def _over_depths(net: Network, K: Array, samples: float, typical: bool) -> Levels:
+    """Expectation over the number of surviving branches, or its median: a network of n survivors is one of n blocks."""
     P = np.asarray(random_masks.survivors(net.survivals))
+    P = np.eye(P.size)[np.searchsorted(np.cumsum(P), 0.5)] if typical else P
     kernels = net.tangent(K, net.gate(), every=True)
     exponents = np.asarray(kernels.exponent)
     likely = P > 0
@@ -212,5 +216,5 @@ def _over_depths(net: Network, K: Array, samples: float) -> Levels:
     parts = [(weight, theta, *_spectrum(theta, samples)) for weight, theta in kept]
     values = np.sum([weight * values for weight, _, values, _ in parts], axis=0)
     trace = sum(weight * float(jnp.mean(jnp.diagonal(theta))) for weight, theta, _, _ in parts)
-    note = "expectation over the number of surviving branches"
+    note = "at the median number of surviving branches" if typical else "expectation over the number of surviving branches"
     return Levels(values, net.outputs * parts[0][3], net.outputs * trace, kernels, shift, note=note)

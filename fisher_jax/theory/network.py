@@ -159,10 +159,10 @@ class Network:
     def randomness(self, tangent: Tangent) -> float:
         """Layers' worth of fresh randomness on the way: each counts by the share of its output that it makes."""
         if self.name == "mlp":
-            return float(self.depth)
+            return self.depth if self.depth > 1 else 0.0
         if self.name == "densemlp":
-            return sum(self.growth / (self.inputs + block * self.growth) for block in range(1, self.depth + 1))
-        return float(jnp.max(tangent.fresh))
+            return 1.0 + sum(self.growth / (self.inputs + block * self.growth) for block in range(1, self.depth + 1))
+        return 1.0 + float(jnp.max(tangent.fresh))
 
 
 def network(name: str, inputs: int, outputs: int, chosen: dict[str, Any]) -> Network:

@@ -1,5 +1,6 @@
 """One line from a model's name and options to what theory says of its Fisher spectrum."""
 
+import dataclasses
 import math
 import warnings
 from typing import Any
@@ -46,8 +47,9 @@ def predict(
             over samples (odd activations without biases, few layers).
         likelihood: "gaussian" or "categorical", or `fj.Gaussian(noise)`, `fj.Categorical()`.
         masks: of dropout and stochastic depth, as in `fj.fisher`: "mean" or None: the network without masks;
-            `fj.Fixed(key)`: one draw, in expectation over draws; `fj.Average(draws, key)`: the average over so many;
-            "average": over all, of which the largest eigenvalues are given.
+            "one" or `fj.Fixed(key)`: one draw, in expectation over draws; "typical": one of the median number of surviving
+            branches; `fj.Average(draws, key)`: the average over so many; "average": over all, of which the largest
+            eigenvalues are given.
         bn: of batch normalization: "eval": the running statistics of a new network, that is, none; "frozen"; "train": of
             the outputs only.
         draws: of the softmax, and of the masks of stochastic depth for "average". key: for both.
@@ -82,6 +84,49 @@ def predict(
             raise _checks.fail("theory.predict", f"bn={bn!r}, but the model has no batch normalization", "leave bn out")
         found = levels(net, K, samples, masks, bn, draws, key, softmax)
         return _law(net, K, samples, found, scale, softmax, masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLaw:
+    """What theory says of the numbers of `fj.over_masks`; they grow with depth at different rates.
+
+    - `trace`: of the average, `tr E[F(mask)]`: (1 + p)^L L for stochastic depth, L p^{1−L} for inverted dropout in an MLP.
+    - `largest_of_average`: `λ_max(E[F(mask)])`. For stochastic depth from draws: no closed form is known.
+    - `average_of_largest`: `E[λ_max(F(mask))]`, never smaller: growth 1 + p.
+    - `largest_of_mean_network`, `trace_of_mean_network`: without masks, branches times p: growth 1 + p².
+    - `largest_of_typical`: λ_max at the median number of surviving branches: growth 2^p.
+    """
+
+    draws: int
+    trace: float
+    largest_of_average: float
+    average_of_largest: float
+    largest_of_mean_network: float
+    trace_of_mean_network: float
+    largest_of_typical: float
+
+
+def over_masks(name: str, *, draws: int = 256, key: Any = None, **arguments: Any) -> MaskLaw:
+    """The trace and the largest eigenvalues under dropout or stochastic depth, kept apart.
+
+    Args:
+        name, arguments: as in `predict`. draws: of the masks of stochastic depth. key: JAX random key for them.
+
+    Returns:
+        MaskLaw.
+    """
+    average, one, mean, typical = (
+        predict(name, masks=masks, draws=draws, key=key, **arguments) for masks in ("average", "one", "mean", "typical")
+    )
+    return MaskLaw(
+        draws=draws,
+        trace=average.trace,
+        largest_of_average=average.lambda_max,
+        average_of_largest=one.lambda_max,
+        largest_of_mean_network=mean.lambda_max,
+        trace_of_mean_network=mean.trace,
+        largest_of_typical=typical.lambda_max,
+    )
 
 
 def _inputs(inputs: Any, samples: Any, x: Any, kernel: Any, cosine: float) -> tuple[Array, float, int]:
@@ -128,14 +173,15 @@ def _likelihood(likelihood: Any) -> tuple[float, bool]:
 
 def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, masks: Any) -> Law:
     order = np.argsort(-found.values)
+    order = order[np.isfinite(found.counts[order])]  # of infinitely many samples, the outliers
     values, counts = found.values[order] * scale, found.counts[order]
     factor = 4.0**found.exponent if found.exponent < 510 else math.inf
     shift = found.exponent * math.log(4)
-    largest, trace = float(values[0]), scale * found.trace
+    largest, trace = float(values[0]), scale * float(found.trace)
     outliers = net.outputs if found.outliers is None else found.outliers
-    deviation = math.sqrt(2.5 * max(1.0, net.randomness(found.tangent)) / net.stream)
+    deviation = math.sqrt(2.5 * net.randomness(found.tangent) / net.stream)
     N = samples
-    _warn(net, samples, deviation, largest, trace, outliers, softmax)
+    _warn(net, samples, deviation, values, counts, 0 if softmax else outliers)
     info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
     if net.name == "resmlp" and net.residual == "plain":
         info.append(("finite width", "λ_max lies above by a share of about 5/width (fitted: skip two, L = 4, N = 16)"))
@@ -160,7 +206,7 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
 
 
 def _warn(
-    net: Network, samples: float, deviation: float, largest: float, trace: float, outliers: int, softmax: bool
+    net: Network, samples: float, deviation: float, values: np.ndarray, counts: np.ndarray, outliers: int
 ) -> None:
     if deviation > 0.5:
         message = (
@@ -168,12 +214,13 @@ def _warn(
             f"{100 * deviation:.0f} %; the prediction holds for widths far above the depth"
         )
         warnings.warn(message, stacklevel=4)
-    if softmax or not outliers or math.isinf(samples):
+    if not outliers or math.isinf(samples) or samples == 1 or values.size == 1 or (deviation == 0 and values.size == samples):
         return
-    bulk = (trace - outliers * largest) / (net.outputs * samples)
-    if largest < bulk * (1 + math.sqrt(samples / net.stream)) ** 2:
+    below = values < values[0]
+    bulk = np.average(values[below], weights=counts[below]) if below.any() else values[0]
+    if values[0] < bulk * (1 + math.sqrt(samples / net.stream)) ** 2:
         message = (
-            f"theory of {net.name}: λ_max={largest:.3g} does not stand out of the bulk, whose fluctuations at width "
+            f"theory of {net.name}: λ_max={values[0]:.3g} does not stand out of the bulk, whose fluctuations at width "
             f"{net.stream} exceed it; use the trace, or x=... for shallow networks"
         )
         warnings.warn(message, stacklevel=4)
