@@ -67,7 +67,7 @@ def levels(
 
     min(n₁, n₂) · min(n₀, n₁) pairs; (n₁ − n₂)₊ n₀ times (η' − ζ) r; (n₀ − n₁)₊ times ζ a + (η' − ζ) r for each a;
     min(n₁, n₂) (n₁ − n₀)₊ times η − ζ s₁; (n₂ − n₁)₊ copies of {ζ b + η − ζ s₁}, b padded by zeros. With E φ ≠ 0, n₂
-    outliers near n₁ (E φ)² above them.
+    outliers near n₁ (E φ)² + η, which bounds their mean from below.
 
     Args:
         dual: of φ. sizes: (n₀, n₁, n₂). variances: (s₁, s₂). nodes: of each Marchenko–Pastur law.
@@ -94,7 +94,7 @@ def levels(
     values = np.concatenate([v.ravel() for v, _ in parts])
     weights = np.concatenate([np.asarray(w, float).ravel() for _, w in parts])
     if abs(k.mean) > 1e-9:
-        values, weights = np.r_[values, n1 * k.mean**2 + flat], np.r_[weights * (1 - n2 / weights.sum()), n2]
+        values, weights = np.r_[values, n1 * k.mean**2 + k.eta], np.r_[weights * (1 - n2 / weights.sum()), n2]
     order = np.argsort(-values)
     return values[order], weights[order] / (n1 * (n0 + n2))
 

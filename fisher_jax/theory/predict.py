@@ -205,16 +205,20 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
         )
 
 
-def _warn(
-    net: Network, samples: float, deviation: float, values: np.ndarray, counts: np.ndarray, outliers: int
-) -> None:
+def _warn(net: Network, samples: float, deviation: float, values: np.ndarray, counts: np.ndarray, outliers: int) -> None:
     if deviation > 0.5:
         message = (
             f"theory of {net.name}: at depth {net.depth} and width {net.stream} one network may differ by "
             f"{100 * deviation:.0f} %; the prediction holds for widths far above the depth"
         )
         warnings.warn(message, stacklevel=4)
-    if not outliers or math.isinf(samples) or samples == 1 or values.size == 1 or (deviation == 0 and values.size == samples):
+    if (
+        not outliers
+        or math.isinf(samples)
+        or samples == 1
+        or values.size == 1
+        or (deviation == 0 and values.size == samples)
+    ):
         return
     below = values < values[0]
     bulk = np.average(values[below], weights=counts[below]) if below.any() else values[0]
