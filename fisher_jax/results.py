@@ -254,9 +254,8 @@ class Law:
     dual_size: int
     log_trace: float  # natural logarithms
     log_lambda_max: float
-    deviation: (
-        float  # by how much one network may differ from the prediction, relative standard deviation, an upper estimate
-    )
+    deviation: float  # relative standard deviation of one network's trace at this width, an upper estimate
+    bias: float  # share by which λ_max of such networks lies above the prediction on average, fitted
     method: str = static()
     info: tuple[tuple[str, str], ...] = static(default=())
 
@@ -309,7 +308,8 @@ class Law:
             ("effective rank, trace/λ_max", f"{self.effective_rank:.5g}"),
             ("parameters P", f"{self.size}"),
             ("zero eigenvalues, at least", f"{self.zeros}"),
-            ("one network differs by about", f"{100 * self.deviation:.2g} %"),
+            ("one network differs by up to about", f"{100 * self.deviation:.2g} %"),
+            ("λ_max at this width lies above by about", f"{100 * self.bias:.2g} %"),
             ("method", self.method),
             *self.info,
         ]

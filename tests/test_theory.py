@@ -824,3 +824,30 @@ def test_finite_networks_as_predicted(name, options, fisher, more, largest):
     if largest:
         top = np.repeat(law.values, law.counts.astype(int))[:outliers].mean()
         assert top * 0.96 - 3 * error[1] < measured[1].mean() < top * 1.08 + 3 * error[1]
+
+
+@pytest.mark.filterwarnings("ignore:theory of")
+@pytest.mark.parametrize("name, options", [("resmlp", {"depth": 2}), ("mlp", {"depth": 4, "width": 48})])
+def test_the_excess_of_small_networks(name, options):
+    """λ_max/trace of 400 networks of width 48 lies above by the fitted share, and single traces vary as estimated."""
+    N, width = 8, 48
+
+    @jax.jit
+    @jax.vmap
+    def one(key):
+        x = jax.random.normal(jax.random.fold_in(key, 0), (N, width))
+        K = fj.fisher(fj.models.build(name, inputs=width, outputs=1, key=key, **options), x, fj.Gaussian()).gram()
+        return jnp.trace(K), jnp.linalg.eigvalsh(K)[-1]
+
+    trace, largest = np.array(one(jax.random.split(jax.random.key(2), 400)))
+    law = fj.theory.predict(name, inputs=width, samples=N, **options)
+    excess = largest.mean() / trace.mean() * law.effective_rank - 1
+    assert excess == pytest.approx(law.bias, abs=0.03) and law.bias > 0.08
+    assert 0.5 < trace.std() / trace.mean() / law.deviation < 1
+
+
+def test_noise_scales_the_law():
+    plain, quiet = (fj.theory.predict("mlp", inputs=32, samples=4, likelihood=fj.Gaussian(s)) for s in (1.0, 0.5))
+    assert quiet.values == pytest.approx(4 * plain.values) and quiet.trace == pytest.approx(4 * plain.trace)
+    assert plain.log_lambda_max + math.log(4) == pytest.approx(math.log(quiet.lambda_max), rel=1e-12)
+    assert quiet.log_lambda_max == pytest.approx(math.log(quiet.lambda_max), rel=1e-12)

@@ -55,7 +55,8 @@ def predict(
         draws: of the softmax, and of the masks of stochastic depth for "average". key: for both.
 
     Returns:
-        Law. Its `deviation` is an estimate of how much one network of this width differs.
+        Law, with estimates of how much networks of this width differ. Computed in float64 on the host; to differentiate,
+        take the recursions, such as `theory.residual.skip_two`.
 
     Raises:
         ArgumentError: an option that theory does not cover, or arguments that do not fit.
@@ -179,12 +180,10 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
     shift = found.exponent * math.log(4)
     largest, trace = float(values[0]), scale * float(found.trace)
     outliers = net.outputs if found.outliers is None else found.outliers
-    deviation = math.sqrt(2.5 * net.randomness(found.tangent) / net.stream)
+    deviation, bias = _finite_width(net, net.randomness(found.tangent))
     N = samples
     _warn(net, samples, deviation, values, counts, 0 if softmax else outliers)
     info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
-    if net.name == "resmlp" and net.residual == "plain":
-        info.append(("finite width", "λ_max lies above by a share of about 5/width (fitted: skip two, L = 4, N = 16)"))
     info += [("drawn", found.note)] if found.note else []
     with np.errstate(over="ignore", invalid="ignore"):
         frobenius = float(np.sqrt(np.sum(counts * values**2)) * factor) if found.complete and math.isfinite(N) else math.nan
@@ -199,10 +198,24 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
             log_trace=math.log(trace) + shift if trace > 0 else -math.inf,
             log_lambda_max=math.log(largest) + shift if largest > 0 else -math.inf,
             deviation=deviation,
+            bias=bias,
             method=f"theory: {net.kind}, "
             + (f"kernel of {int(N)} samples" if K.shape[0] == N else f"N = {N:g}, two values"),
             info=tuple(info),
         )
+
+
+def _finite_width(net: Network, randomness: float) -> tuple[float, float]:
+    """(deviation of one network's trace, share by which λ_max/trace lies above on average), both to first order in 1/width.
+
+    Fitted to ensembles of 600 ReLU networks of widths 48 and 96, N = 4 and 16: the excess is c/width at both, whatever N,
+    with c from 4.3 (shallow) to 10 (MLP of 8 layers), within about 1 of 4.3 + 0.09 R² for R layers' worth of randomness; 1.5
+    with the activation last. The deviations were 0.3 to 0.95 of the estimate. Traces have no bias.
+    """
+    if not randomness:
+        return 0.0, 0.0
+    excess = 1.5 if net.kind == "skip one, post" else 4.3 + 0.09 * randomness**2
+    return math.sqrt(2.5 * randomness / net.stream), excess / net.stream
 
 
 def _warn(net: Network, samples: float, deviation: float, values: np.ndarray, counts: np.ndarray, outliers: int) -> None:
