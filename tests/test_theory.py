@@ -145,6 +145,13 @@ def test_options_and_sizes_are_those_of_the_models(name):
         ("mlp", {"masks": "average"}, "neither dropout nor stochastic depth"),
         ("mlp", {"samples": None}, "samples is missing"),
         ("mlp", {"cosine": -0.5}, "cosine=-0.5 between 8 samples"),
+        ("mlp", {"samples": None, "kernel": [[1.0, 2.0], [2.0, 1.0]]}, "is no matrix of inner products"),
+        ("mlp", {"samples": None, "kernel": [[1.0, math.nan], [0.0, 1.0]]}, "kernel has 1 NaN"),
+        ("mlp", {"samples": 3, "kernel": [[1.0, 0.0], [0.0, 1.0]]}, "samples=3 differs from the kernel"),
+        ("mlp", {"samples": None, "x": np.ones((3, 5))}, "inputs=64 differs from x of shape"),
+        ("resmlp", {"survival": 0.5, "masks": fj.Average(2000, jax.random.key(0))}, "8 samples times 2000 draws"),
+        ("mlp", {"output_norm": "batch", "bn": "train"}, "for given outputs"),
+        ("mlp", {"dropout": 0.5, "masks": "average", "likelihood": "categorical"}, "random masks with softmax"),
         ("mlp", {"likelihood": "poisson"}, "likelihood='poisson' is not covered"),
         ("mlp", {"likelihood": "categorical", "outputs": 3}, "key is missing"),
         ("mlp", {"width": 2, "samples": 10**4}, "exceed the .* parameters"),
@@ -311,7 +318,7 @@ def test_one_layer_is_exact():
     ("resmlp", {"survival": 0.7, "masks": fj.Average(3, jax.random.key(0), shared=True), "depth": 3}),
     ("mlp", {"norm": "batch", "bn": "frozen", "activation": "erf"}),
     ("mlp", {"output_norm": "mean", "bn": "train"}),
-    ("mlp", {"output_norm": "batch", "bn": "frozen"}),
+    ("mlp", {"output_norm": "batch", "bn": "frozen", "depth": 2}),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:theory of")
 def test_a_matrix_gives_what_two_values_give(name, options):
@@ -342,6 +349,41 @@ def test_kernels_are_differentiable(x64):
         assert float(jax.grad(f)(1.7)) == pytest.approx(float(f(1.7 + step) - f(1.7 - step)) / (2 * step), rel=1e-7)
 
 
+@pytest.mark.parametrize("ntk", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "skip two", "pre", "post", "concatenating"])
+def test_linear_kernels_are_derivatives_of_the_output_covariance(name, ntk, x64):
+    """A linear network is of first order in each weight: Θ = Σ (fan_in, or σ²) ∂E[f f']/∂σ², over the weight matrices."""
+    K, linear, L = jnp.array([[1.0, 0.4], [0.4, 1.3]]), Gate(duals.dual("linear")), 3
+    d, M, k = 5.0, 7.0, 4.0
+    shared = {"gain": 0.8, "scale": 1.2, "ntk": ntk}
+
+    def tangent(v):
+        if name == "mlp":
+            return mlp(K, [d, M, M], linear, weight_variance=v[0], readout_variance=v[1], ntk=ntk)
+        if name == "skip two":
+            return skip_two(K, d, L, linear, variances=(v[0], v[2]), readout_variance=v[1], **shared)
+        if name == "pre":
+            return skip_one(K, d, M, L, linear, variance=v[0], readout_variance=v[1], input_variance=v[2], **shared)
+        if name == "post":
+            return skip_one_post(K, d, L, linear, variance=v[0], readout_variance=v[1], **shared)
+        return concatenating(K, d, k, L if ntk else 1, linear, variance=v[0], readout_variance=v[1], ntk=ntk)
+
+    def covariance(v):
+        found = tangent(v)
+        return found.forward * 4**found.forward_exponent
+
+    v = jnp.array([0.7, 1.4, 0.6])
+    hidden, last, third = jnp.moveaxis(jax.jacobian(covariance)(v), -1, 0)
+    fan_in = {"mlp": (M, M, 0), "skip two": (d, d, d), "pre": (M, M, d), "post": (d, d, 0), "concatenating": (d, d + k, 0)}[
+        name
+    ]
+    first, second, other = v if ntk else fan_in
+    expected = first * hidden + second * last + other * third
+    if name == "mlp" and not ntk:  # the first of the two hidden layers has another width
+        expected = expected + (d - M) * hidden / 2
+    assert np.asarray(tangent(v).theta) == pytest.approx(np.asarray(expected), rel=1e-12)
+
+
 # --- growth with depth, to a thousand layers --------------------------------------------------------------------------
 
 
@@ -366,6 +408,8 @@ def test_growth_laws_to_depth_1000(x64):
     assert float(skip_two(0.0, 1, L, RELU, scale=L**-0.5).theta[0, 0]) == pytest.approx(2.5 * np.e, rel=2e-3)
     fixup = skip_two(0.0, 1, L, RELU, variances=(2 / L, 0.0))
     assert np.asarray(fixup.theta[0]) == pytest.approx([2, 1 / np.pi], rel=1e-10)
+    shifts = skip_two(0.0, 100, L, RELU, variances=(2 / L, 0.0), learned_shift=True)
+    assert np.asarray(shifts.theta[0]) == pytest.approx([200 + L, 100 / np.pi + L], rel=1e-10)
     skipinit = skip_two(0.0, 100, L, RELU, scale=0.0, learned_size=1.0)
     assert np.asarray(skipinit.theta[0]) == pytest.approx([100 + L, L / np.pi], rel=1e-10)
     dense = float(concatenating(0.0, 4, 1, L, RELU).theta[0, 0])
@@ -531,7 +575,7 @@ def test_levels_means_and_clusters_are_eigenvalues(x64):
 
 
 def test_softmax_has_one_outlier_less_than_classes(x64):
-    N, C, theta1, theta2 = 40, 4, 5.0, 4.5
+    N, C, theta1, theta2 = 40, 4, 12.0, 4.5
     p = scipy.special.softmax(np.random.default_rng(0).normal(size=(N, C)), axis=1)
     theta = np.full((N, N), theta2) + (theta1 - theta2) * np.eye(N)
     G = np.zeros((N, C, N, C))
@@ -544,7 +588,7 @@ def test_softmax_has_one_outlier_less_than_classes(x64):
     assert values == pytest.approx(expected, rel=1e-6, abs=1e-7)
     outliers = np.asarray(spectra.softmax_outliers(theta1, theta2, jnp.asarray(p)))
     assert outliers.shape == (C - 1,) and outliers == pytest.approx(values[: C - 1], rel=2e-2)
-    assert values[C - 1] < 0.1 * values[C - 2]
+    assert values[C - 1] < 0.3 * values[C - 2]
     assert values.sum() == pytest.approx(theta1 * np.mean(1 - np.sum(p**2, 1)), rel=1e-9)
 
 
@@ -654,6 +698,14 @@ def test_stability_numbers(x64):
         s = np.linalg.svd(W, compute_uv=False)
         conditioning = np.max(np.sum(s[..., 0] ** 2, -1) / np.sum(s[..., -1] ** 2, -1)) if kind == "skip two" else 1
         assert 1 <= A <= stability.architecture_bound(L, tau, kind) * conditioning
+    W = rng.normal(size=(3, 2, 4, 4)) / 2
+    up, lo = 0.0, 0.0
+    for b in range(3):
+        others = [np.linalg.svd(np.eye(4) + W[j, 1] @ W[j, 0], compute_uv=False) ** 2 for j in range(3) if j != b]
+        own = np.linalg.svd(W[b], compute_uv=False) ** 2
+        up += (own[0, 0] + own[1, 0]) * np.prod([s[0] for s in others])
+        lo += (own[0, -1] + own[1, -1]) * np.prod([s[-1] for s in others])
+    assert [float(a) for a in stability.architecture_factor(W, "skip two")] == pytest.approx([up, lo, up / lo])
     # Theta = [[2, 1], [1, 2]]: λ_min = 1.
     assert float(stability.kernel_stability(jnp.array([[2.0, 1.0], [1.0, 2.0]]), 3.0)) == pytest.approx(2 * 3 * 2 / 1)
     assert stability.replace_one(4.0, 0.5, 100) == pytest.approx(0.16)
@@ -801,6 +853,9 @@ def test_one_sample_of_an_orthogonal_network():
     ("resmlp", {"depth": 3, "activation": "tanh", "variances": (3.0, 1.0)}, {}, {}, False),
     ("mlp", {"depth": 4, "norm": "batch"}, {"bn": "frozen"}, {"samples": 32}, True),
     ("mlp", {"depth": 3}, {}, {"outputs": 3, "likelihood": "categorical"}, True),
+    ("mlp", {"depth": 3, "readout_variance": 0.5, "output_norm": "batch"}, {"bn": "frozen"}, {"samples": 32}, True),
+    ("resmlp", {"depth": 3, "skip": 1, "form": "post", "dropout": 0.4, "dropout_form": "raw"},
+     {"masks": fj.Average(3, jax.random.key(5), shared=True)}, {}, True),
 ])  # fmt: skip
 def test_finite_networks_as_predicted(name, options, fisher, more, largest):
     """32 networks of width 256: traces within four standard errors, the mean of the C largest eigenvalues within 8 %."""
@@ -818,8 +873,9 @@ def test_finite_networks_as_predicted(name, options, fisher, more, largest):
 
     measured = np.array(one(jax.random.split(jax.random.key(1), 32)))
     law = fj.theory.predict(name, inputs=D, key=jax.random.key(0), **more, **options, **fisher)
+    assert law.outliers == outliers
     error = measured.std(1) / 32**0.5
-    assert abs(measured[0].mean() - law.trace) < 4 * error[0] < 0.15 * law.trace
+    assert abs(measured[0].mean() - law.trace) < 4 * error[0] < (0.3 if "output_norm" in options else 0.15) * law.trace
     assert measured[0].std() < 1.5 * law.deviation * law.trace
     if largest:
         top = np.repeat(law.values, law.counts.astype(int))[:outliers].mean()

@@ -32,11 +32,12 @@ class Levels:
     exponent: float
     complete: bool = True
     outliers: int | None = None
+    spread: float = 0.0  # squared relative deviation beside that of the weights
     note: str = ""
 
 
 def levels(
-    net: Network, K: Array, samples: float, masks: Any, bn: str | None, draws: int, key: Any, softmax: bool
+    net: Network, K: Array, samples: float, masks: Any, bn: str | None, draws: int | None, key: Any, softmax: bool
 ) -> Levels:
     """Eigenvalues of the matrix that the choices name; `K` is `(N, N)`, or stands for N samples by two."""
     where = f"theory of {net.name}"
@@ -44,8 +45,6 @@ def levels(
         for other, present in (("softmax", softmax), ("batch normalization", bn not in (None, "eval"))):
             if present:
                 raise _checks.fail(where, f"random masks with {other} are not covered", 'choose masks="mean"')
-        if net.options.get("form") == "post" and net.options.get("skip") == 1 and net.dropout > 0:
-            raise _checks.fail(where, "random masks with form='post' are not covered", 'choose masks="mean"')
         chosen = _draws(net, masks, draws, key)
         return _with_depth(net, K, samples, chosen) if net.stochastic else _with_dropout(net, K, samples, chosen)
     keep = 1 - net.dropout if net.dropout_form == "raw" else 1.0
@@ -77,7 +76,7 @@ class Draws:
     typical: bool = False
 
 
-def _draws(net: Network, masks: Any, draws: int, key: Any) -> Draws:
+def _draws(net: Network, masks: Any, draws: int | None, key: Any) -> Draws:
     where = f"theory of {net.name}"
     if masks not in ("average", "one", "typical") and not hasattr(masks, "draws"):
         choices = 'give "mean", "one", "typical", "average", fj.Fixed(key) or fj.Average(draws, key)'
@@ -85,7 +84,7 @@ def _draws(net: Network, masks: Any, draws: int, key: Any) -> Draws:
     if net.dropout == 0 and not net.stochastic:
         raise _checks.fail(where, f"masks={masks!r}, but the model has neither dropout nor stochastic depth", "leave it out")
     if masks == "average":
-        return Draws(math.inf, False, _checks.integer(where, "draws", draws, 1), key)
+        return Draws(math.inf, False, _checks.integer(where, "draws", 256 if draws is None else draws, 1), key)
     if isinstance(masks, str):
         return Draws(1, True, 1, None, masks == "typical")
     return Draws(masks.draws, getattr(masks, "shared", True), masks.draws, masks.key)
@@ -117,23 +116,31 @@ def _spectrum(theta: Array, samples: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _gaussian(net: Network, tangent: Tangent, samples: float, bn: Any) -> Levels:
     theta, shift = tangent.scaled, float(tangent.exponent)
-    outliers = None
+    outliers, spread = None, 0.0
     if net.output_norm == "batch" and bn == "train":
         raise _checks.fail(
             "theory", "output_norm='batch' with bn='train'", "see fj.theory.spectra.normalized, for given outputs"
         )
     if net.output_norm == "batch" and bn == "frozen":
         covariance = normalization.centred(tangent.forward, _stands_for(theta, samples))
-        theta = theta / jnp.mean(jnp.diagonal(covariance))
+        variance = jnp.mean(jnp.diagonal(covariance))
+        square = jnp.mean(covariance**2)
+        if _stands_for(theta, samples):
+            square = covariance[0, 0] ** 2 / samples + (1 - 1 / samples) * covariance[0, 1] ** 2
+        # The variance over the batch is random, as χ² of 2/spread numbers is: E[1/variance] exceeds 1/E[variance].
+        spread = float(2 * square / variance**2)
+        if spread > 0.5:
+            raise _checks.fail("theory", f"output_norm='batch' with {samples} samples", "take more: the variance is random")
+        theta = theta / (variance * (1 - spread))
         shift -= float(tangent.forward_exponent)
     if net.output_norm == "mean" and bn == "train":
         theta, outliers = normalization.centred(theta, _stands_for(theta, samples)), 0
     values, counts = _spectrum(theta, samples)
     trace = net.outputs * float(jnp.mean(jnp.diagonal(theta)))
-    return Levels(values, net.outputs * counts, trace, tangent, shift, outliers=outliers)
+    return Levels(values, net.outputs * counts, trace, tangent, shift, outliers=outliers, spread=spread / net.outputs)
 
 
-def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int, key: Any) -> Levels:
+def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int | None, key: Any) -> Levels:
     where = "theory.predict"
     if bn not in (None, "eval") and net.output_norm != "none":
         raise _checks.fail(where, f"output_norm={net.output_norm!r} with softmax", "choose likelihood='gaussian'")
@@ -144,7 +151,7 @@ def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int
         raise _checks.fail(where, f"{rows:g} samples times outputs with softmax", f"take at most {MOST_ROWS // 2}")
     theta = of_samples(tangent.scaled, samples)
     covariance = of_samples(tangent.forward, samples) * 4.0 ** float(tangent.forward_exponent)
-    draws = _checks.integer(where, "draws", draws, 1)
+    draws = _checks.integer(where, "draws", 16 if draws is None else draws, 1)
     P = spectra.softmax_probabilities(covariance, net.outputs, key, draws)
     values = np.mean([np.asarray(spectra.softmax_eigenvalues(theta, p)) for p in P], axis=0)
     trace = float(np.mean(jnp.sum(jnp.diagonal(theta)[None, :] * (1 - jnp.sum(P**2, -1)), 1))) / samples

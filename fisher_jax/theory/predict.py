@@ -31,7 +31,7 @@ def predict(
     likelihood: Any = "gaussian",
     masks: Any = None,
     bn: str | None = None,
-    draws: int = 64,
+    draws: int | None = None,
     key: Any = None,
     **options: Any,
 ) -> Law:
@@ -52,7 +52,7 @@ def predict(
             eigenvalues are given.
         bn: of batch normalization: "eval": the running statistics of a new network, that is, none; "frozen"; "train": of
             the outputs only.
-        draws: of the softmax, and of the masks of stochastic depth for "average". key: for both.
+        draws: of the softmax, 16 unless given, and of the masks of stochastic depth for "average", 256. key: for both.
 
     Returns:
         Law, with estimates of how much networks of this width differ. Computed in float64 on the host; to differentiate,
@@ -146,6 +146,9 @@ def _inputs(inputs: Any, samples: Any, x: Any, kernel: Any, cosine: float) -> tu
     if kernel is not None:
         K = as_kernel(np.asarray(kernel))
         _checks.finite(where, "kernel", K, "give finite data")
+        host = np.asarray(K)
+        if not np.allclose(host, host.T, rtol=1e-5) or np.linalg.eigvalsh(host)[0] < -1e-5 * np.abs(host).max():
+            raise _checks.fail(where, f"kernel of shape {K.shape} is no matrix of inner products", "give x·x'/d, or x=...")
         if samples not in (None, K.shape[0]):
             raise _checks.fail(where, f"samples={samples} differs from the kernel of shape {K.shape}", "leave samples out")
         return K, K.shape[0], inputs
@@ -181,6 +184,7 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
     largest, trace = float(values[0]), scale * float(found.trace)
     outliers = net.outputs if found.outliers is None else found.outliers
     deviation, bias = _finite_width(net, net.randomness(found.tangent))
+    deviation = math.hypot(deviation, found.spread**0.5)
     N = samples
     _warn(net, samples, deviation, values, counts, 0 if softmax else outliers)
     info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
