@@ -35,7 +35,7 @@ D = 256
 
 # --- reference numbers ------------------------------------------------------------------------------------------------
 
-# (θ₁, θ₂)/D by depth and cosine of the inputs, made by a program that shares nothing with this one.
+# (θ₁, θ₂)/D by depth and cosine of the inputs, made by another program.
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "theory_reference.json").read_text())
 PREDICTED = {
     "mlp_he (so2=2)": ("mlp", lambda L: {}),
@@ -737,7 +737,7 @@ def test_angles_equal_those_of_the_kernels(x64):
 
 
 def test_angles_fall_as_one_over_depth(x64):
-    """3π/L, 6π/L, 3π/ln L; the values of the handbook's table."""
+    """3π/L, 6π/L, 3π/ln L; values tabulated beforehand."""
     for kind, L, expected in (("mlp", 10, 0.3178), ("mlp", 100, 0.0773), ("mlp", 1000, 0.00919),
                               ("skip two", 100, 0.1345), ("population", 100, 0.4163)):  # fmt: skip
         assert float(separability.angles(0.5, separability.mixing(kind, L))[-1]) == pytest.approx(expected, rel=1e-3)
