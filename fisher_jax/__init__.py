@@ -33,6 +33,7 @@ from fisher_jax.operators import MatrixOperator as MatrixOperator
 from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import EigenResult as EigenResult
+from fisher_jax.results import Law as Law
 from fisher_jax.results import Plan as Plan
 from fisher_jax.results import Spectrum as Spectrum
 from fisher_jax.results import Summary as Summary
@@ -53,10 +54,11 @@ if TYPE_CHECKING:
     from fisher_jax import data as data
     from fisher_jax import models as models
     from fisher_jax import plot as plot
+    from fisher_jax import theory as theory
     from fisher_jax import train as train
 
-# Flax and Matplotlib are slow to import: these modules load on first use.
-_LAZY = ("data", "models", "plot", "train")
+# Flax and Matplotlib are slow to import, and theory is not always asked for: these modules load on first use.
+_LAZY = ("data", "models", "plot", "theory", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -288,6 +288,85 @@ class Summary:
         return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
+@record
+class Law:
+    """What theory predicts of a Fisher spectrum, under the names that `Spectrum` and `Summary` use.
+
+    Each value stands for `counts` eigenvalues. Numbers beyond what a float holds are infinite; their logarithms are not.
+    """
+
+    values: Array  # (r,) predicted eigenvalues, descending
+    counts: Array  # (r,) how many of each
+    trace: float
+    frobenius: float  # NaN where only a part of the eigenvalues is predicted
+    outliers: int  # how many eigenvalues detach from the bulk
+    size: int
+    dual_size: int
+    log_trace: float  # natural logarithms
+    log_lambda_max: float
+    deviation: float  # relative standard deviation of one network's trace at this width, an upper estimate
+    bias: float  # share by which λ_max of such networks lies above the prediction on average, fitted
+    method: str = static()
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    @property
+    def lambda_max(self) -> float:
+        return float(self.values[0])
+
+    @property
+    def max_learning_rate(self) -> float:
+        """2 / λ_max: gradient descent on the quadratic model is stable below."""
+        return float(np.exp(np.log(2.0) - self.log_lambda_max))
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """m = trace / P."""
+        return self.trace / self.size
+
+    @property
+    def second_moment(self) -> float:
+        """s = ‖F‖_F² / P, the mean of λ²."""
+        return self.frobenius**2 / self.size
+
+    @property
+    def effective_rank(self) -> float:
+        """trace / λ_max."""
+        return float(np.exp(self.log_trace - self.log_lambda_max))
+
+    @property
+    def bulk(self) -> float:
+        """Mean of the predicted eigenvalues below the outliers, NaN if there are none."""
+        values, counts = np.asarray(self.values), np.asarray(self.counts)
+        below = counts - np.clip(self.outliers - np.cumsum(counts) + counts, 0, counts)
+        return float(np.average(values[below > 0], weights=below[below > 0])) if np.any(below > 0) else float("nan")
+
+    @property
+    def zeros(self) -> int:
+        """Eigenvalues that are zero for want of samples, at least."""
+        return max(0, self.size - self.dual_size)
+
+    def __repr__(self) -> str:
+        huge = not np.isfinite(self.trace)
+        rows = [
+            ("largest eigenvalue", f"{self.lambda_max:.7g}" + (f" = e^{self.log_lambda_max:.6g}" if huge else "")),
+            ("largest stable learning rate 2/λ_max", f"{self.max_learning_rate:.6g}"),
+            ("outliers", f"{self.outliers}"),
+            ("mean of the bulk", f"{self.bulk:.6g}"),
+            ("trace", f"{self.trace:.7g}" + (f" = e^{self.log_trace:.6g}" if huge else "")),
+            ("mean eigenvalue m = trace/P", f"{self.mean_eigenvalue:.6g}"),
+            ("second moment s = ‖F‖²/P", f"{self.second_moment:.6g}"),
+            ("effective rank, trace/λ_max", f"{self.effective_rank:.5g}"),
+            ("parameters P", f"{self.size}"),
+            ("zero eigenvalues, at least", f"{self.zeros}"),
+            ("one network differs by up to about", f"{100 * self.deviation:.2g} %"),
+            ("λ_max at this width lies above by about", f"{100 * self.bias:.2g} %"),
+            ("method", self.method),
+            *self.info,
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
 def _number(value: float) -> str:
     return "unknown: raise k" if np.isnan(value) else f"{value:.4g}"
 
@@ -316,7 +395,7 @@ def _key_data(key: Any) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-_TYPES = {cls.__name__: cls for cls in (EigenResult, Spectrum, Summary, Track, Training)}
+_TYPES = {cls.__name__: cls for cls in (EigenResult, Law, Spectrum, Summary, Track, Training)}
 
 
 def save(result: Any, path: Any) -> None:

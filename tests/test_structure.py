@@ -11,7 +11,7 @@ ROOT = pathlib.Path(fisher_jax.__file__).parent
 LAYERS = [
     {"_record", "_checks"},
     {"linalg", "operators", "results", "likelihoods", "functional"},
-    {"factor", "kernels", "krylov", "sites"},
+    {"factor", "kernels", "krylov", "sites", "theory"},
     {"fisher", "gram", "modes", "moments", "solvers", "streamed"},
     {"kfac", "masks", "plan", "plot", "report", "spectrum", "track"},
     {"cli"},

@@ -1,0 +1,227 @@
+"""Which of several matrices is meant, and its eigenvalues: likelihood, output norm, batch statistics, random masks."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import _checks
+from fisher_jax.theory import masks as random_masks
+from fisher_jax.theory import normalization, spectra
+from fisher_jax.theory.network import Network
+from fisher_jax.theory.recursion import Tangent
+
+Array = jax.Array
+
+# Rows of the largest kernel that is made for masks, samples times draws; and samples up to which batch statistics are exact.
+MOST_ROWS = 4096
+MOST_EXACT = 512
+
+
+@dataclasses.dataclass
+class Levels:
+    """Eigenvalues of F, times 4^exponent: (value, how many of each), the trace, and whether these are all."""
+
+    values: np.ndarray
+    counts: np.ndarray
+    trace: float
+    tangent: Tangent
+    exponent: float
+    complete: bool = True
+    outliers: int | None = None
+    spread: float = 0.0  # squared relative deviation beside that of the weights
+    note: str = ""
+
+
+def levels(
+    net: Network, K: Array, samples: float, masks: Any, bn: str | None, draws: int | None, key: Any, softmax: bool
+) -> Levels:
+    """Eigenvalues of the matrix that the choices name; `K` is `(N, N)`, or stands for N samples by two."""
+    where = f"theory of {net.name}"
+    if masks not in (None, "mean"):
+        for other, present in (("softmax", softmax), ("batch normalization", bn not in (None, "eval"))):
+            if present:
+                raise _checks.fail(where, f"random masks with {other} are not covered", 'choose masks="mean"')
+        chosen = _draws(net, masks, draws, key)
+        return _with_depth(net, K, samples, chosen) if net.stochastic else _with_dropout(net, K, samples, chosen)
+    keep = 1 - net.dropout if net.dropout_form == "raw" else 1.0
+    gate = net.gate(keep**2, keep)
+    if net.norm == "batch" and bn == "train":
+        raise _checks.fail(
+            where, "bn='train' with norm='batch': no closed form is known", 'choose bn="frozen", which is above'
+        )
+    if net.norm == "batch" and bn == "frozen":
+        if gate.dual.homogeneous and 5 <= samples <= MOST_EXACT:
+            K, norm = of_samples(K, samples), normalization.by_own_variance(gate.dual)
+        else:
+            norm = normalization.by_mean_variance(gate.dual, _stands_for(K, samples))
+        gate = dataclasses.replace(gate, norm=norm)
+    tangent = net.tangent(K, gate, net.survivals)
+    if softmax:
+        return _softmax(net, tangent, samples, bn, draws, key)
+    return _gaussian(net, tangent, samples, bn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Masks: how many for each sample, or infinitely many; are they the same for all samples; is one the typical one."""
+
+    count: float
+    shared: bool
+    number: int  # to draw where the kernel has no closed form
+    key: Any
+    typical: bool = False
+
+
+def _draws(net: Network, masks: Any, draws: int | None, key: Any) -> Draws:
+    where = f"theory of {net.name}"
+    if masks not in ("average", "one", "typical") and not hasattr(masks, "draws"):
+        choices = 'give "mean", "one", "typical", "average", fj.Fixed(key) or fj.Average(draws, key)'
+        raise _checks.fail(where, f"masks={masks!r} is unknown", choices)
+    if net.dropout == 0 and not net.stochastic:
+        raise _checks.fail(where, f"masks={masks!r}, but the model has neither dropout nor stochastic depth", "leave it out")
+    if masks == "average":
+        return Draws(math.inf, False, _checks.integer(where, "draws", 256 if draws is None else draws, 1), key)
+    if isinstance(masks, str):
+        return Draws(1, True, 1, None, masks == "typical")
+    return Draws(masks.draws, getattr(masks, "shared", True), masks.draws, masks.key)
+
+
+def _stands_for(K: Array, samples: float) -> float | None:
+    """N, if K is a two-valued kernel that stands for more than its two rows."""
+    return None if K.shape[0] == samples else samples
+
+
+def of_samples(K: Array, samples: float) -> Array:
+    """The `(N, N)` matrix of a two-valued kernel."""
+    if K.shape[0] == samples:
+        return K
+    if samples > MOST_ROWS:
+        raise _checks.fail(
+            "theory.predict", f"samples={samples:g} need a kernel of so many rows", f"take at most {MOST_ROWS}"
+        )
+    return jnp.where(jnp.eye(int(samples), dtype=bool), K[0, 0], K[0, 1])
+
+
+def _spectrum(theta: Array, samples: float) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of one output, and how many of each."""
+    if theta.shape[0] == samples:
+        return np.asarray(spectra.eigenvalues(theta)), np.ones(theta.shape[0])
+    levels = spectra.two_levels(theta[0, 0], theta[0, 1], samples)
+    return np.array([float(level) for level in levels]), np.array([1.0, samples - 1])
+
+
+def _gaussian(net: Network, tangent: Tangent, samples: float, bn: Any) -> Levels:
+    theta, shift = tangent.scaled, float(tangent.exponent)
+    outliers, spread = None, 0.0
+    if net.output_norm == "batch" and bn == "train":
+        raise _checks.fail(
+            "theory", "output_norm='batch' with bn='train'", "see fj.theory.spectra.normalized, for given outputs"
+        )
+    if net.output_norm == "batch" and bn == "frozen":
+        covariance = normalization.centred(tangent.forward, _stands_for(theta, samples))
+        variance = jnp.mean(jnp.diagonal(covariance))
+        square = jnp.mean(covariance**2)
+        if _stands_for(theta, samples):
+            square = covariance[0, 0] ** 2 / samples + (1 - 1 / samples) * covariance[0, 1] ** 2
+        # The variance over the batch is random, as χ² of 2/spread numbers is: E[1/variance] exceeds 1/E[variance].
+        spread = float(2 * square / variance**2)
+        if spread > 0.5:
+            raise _checks.fail("theory", f"output_norm='batch' with {samples} samples", "take more: the variance is random")
+        theta = theta / (variance * (1 - spread))
+        shift -= float(tangent.forward_exponent)
+    if net.output_norm == "mean" and bn == "train":
+        theta, outliers = normalization.centred(theta, _stands_for(theta, samples)), 0
+    values, counts = _spectrum(theta, samples)
+    trace = net.outputs * float(jnp.mean(jnp.diagonal(theta)))
+    return Levels(values, net.outputs * counts, trace, tangent, shift, outliers=outliers, spread=spread / net.outputs)
+
+
+def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int | None, key: Any) -> Levels:
+    where = "theory.predict"
+    if bn not in (None, "eval") and net.output_norm != "none":
+        raise _checks.fail(where, f"output_norm={net.output_norm!r} with softmax", "choose likelihood='gaussian'")
+    if key is None:
+        raise _checks.fail(where, "key is missing", "give key=jax.random.key(seed): softmax probabilities are drawn")
+    rows = samples * net.outputs
+    if rows > MOST_ROWS // 2:
+        raise _checks.fail(where, f"{rows:g} samples times outputs with softmax", f"take at most {MOST_ROWS // 2}")
+    theta = of_samples(tangent.scaled, samples)
+    covariance = of_samples(tangent.forward, samples) * 4.0 ** float(tangent.forward_exponent)
+    draws = _checks.integer(where, "draws", 16 if draws is None else draws, 1)
+    P = spectra.softmax_probabilities(covariance, net.outputs, key, draws)
+    values = np.mean([np.asarray(spectra.softmax_eigenvalues(theta, p)) for p in P], axis=0)
+    trace = float(np.mean(jnp.sum(jnp.diagonal(theta)[None, :] * (1 - jnp.sum(P**2, -1)), 1))) / samples
+    note = f"mean over {draws} draws of the outputs"
+    return Levels(values, np.ones_like(values), trace, tangent, float(tangent.exponent), outliers=net.outputs - 1, note=note)
+
+
+def _with_dropout(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
+    N, keep = K.shape[0], 1 - net.dropout
+    pairs, second = random_masks.doubled(K, keep, net.dropout_form, draws.shared)
+    tangent = net.tangent(pairs, net.gate(second, random_masks.dropout_moments(keep, net.dropout_form)[2]))
+    same, different = tangent.scaled[:N, :N], tangent.scaled[:N, N:]
+    trace = net.outputs * float(jnp.mean(jnp.diagonal(same)))
+    first, contrasts = random_masks.average_over_draws(same, different, draws.count)
+    top, few = _spectrum(first, samples)
+    rest, many = _spectrum(contrasts, samples)
+    endless = math.isinf(draws.count)
+    values, counts = np.r_[top, rest], np.r_[few, many * (0 if endless else draws.count - 1)]
+    kept = counts > 0
+    return Levels(values[kept], net.outputs * counts[kept], trace, tangent, float(tangent.exponent), complete=not endless)
+
+
+def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
+    where = f"theory of {net.name}"
+    if net.dropout > 0:
+        raise _checks.fail(where, "dropout and stochastic depth together are not covered", 'choose masks="mean"')
+    if net.norm != "none":
+        raise _checks.fail(where, f"random masks with norm={net.norm!r} are not covered", 'choose masks="mean"')
+    over_depths = _over_depths(net, K, samples, draws.typical)
+    if draws.count == 1 and draws.shared:
+        return over_depths
+    if draws.key is None:
+        raise _checks.fail(where, "key is missing", "give key=jax.random.key(seed): masks are drawn")
+    p, S, C, two = net.survivals, draws.number, net.outputs, K.shape[0] != samples
+    if two and (draws.shared or math.isinf(draws.count)):
+        # The same S draws for all samples: kernels between draws at equal and at different inputs.
+        b = np.asarray(jax.random.bernoulli(draws.key, p[:, None], (net.depth, S)), float)
+        tangent = net.tangent(jnp.kron(K, jnp.ones((S, S))), net.gate(), np.tile(b, (1, 2)))
+        equal, other = tangent.scaled[:S, :S], tangent.scaled[:S, S:]
+        parts = (equal + (samples - 1) * other, equal - other)
+        values = np.concatenate([np.asarray(spectra.eigenvalues(part)) for part in parts]) / samples
+        counts = np.repeat([1.0, samples - 1], S)
+    else:
+        if samples * S > MOST_ROWS:
+            raise _checks.fail(where, f"{samples:g} samples times {S} draws", f"take at most {MOST_ROWS} in all")
+        # Rows: samples, draws. Shared draws come again for each sample.
+        rows = S if draws.shared else int(samples) * S
+        b = np.asarray(jax.random.bernoulli(draws.key, p[:, None], (net.depth, rows)), float)
+        b = np.tile(b, (1, int(samples))) if draws.shared else b
+        tangent = net.tangent(jnp.kron(of_samples(K, samples), jnp.ones((S, S))), net.gate(), b)
+        values = np.asarray(spectra.eigenvalues(tangent.scaled))
+        counts, equal = np.ones(values.size), tangent.scaled
+    trace, shift = C * float(jnp.mean(jnp.diagonal(equal))), float(tangent.exponent)
+    if math.isinf(draws.count):  # the trace of the expectation is known
+        trace = over_depths.trace * 4.0 ** (over_depths.exponent - shift)
+    note = f"{S} draws of the masks"
+    return Levels(values, C * counts, trace, tangent, shift, complete=not math.isinf(draws.count), note=note)
+
+
+def _over_depths(net: Network, K: Array, samples: float, typical: bool) -> Levels:
+    """Expectation over the number of surviving branches, or its median: a network of n survivors is one of n blocks."""
+    P = np.asarray(random_masks.survivors(net.survivals))
+    P = np.eye(P.size)[np.searchsorted(np.cumsum(P), 0.5)] if typical else P
+    kernels = net.tangent(K, net.gate(), every=True)
+    exponents = np.asarray(kernels.exponent)
+    likely = P > 0
+    shift = float(exponents[likely].max())
+    kept = zip(P[likely] * 4.0 ** (exponents[likely] - shift), kernels.scaled[likely], strict=True)
+    parts = [(weight, theta, *_spectrum(theta, samples)) for weight, theta in kept]
+    values = np.sum([weight * values for weight, _, values, _ in parts], axis=0)
+    trace = sum(weight * float(jnp.mean(jnp.diagonal(theta))) for weight, theta, _, _ in parts)
+    note = "at the median number of surviving branches" if typical else "expectation over the number of surviving branches"
+    return Levels(values, net.outputs * parts[0][3], net.outputs * trace, kernels, shift, note=note)
