@@ -21,7 +21,7 @@ ORDER = {
     "linalg": 0,
     "results": 0,
     "likelihoods": 0,
-    "functional": 0,
+    "functional": 1,
     "operators": 1,
     "factor": 0,
     "sites": 0,
