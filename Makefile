@@ -40,4 +40,4 @@ notebooks: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache fisher_spectrum
+	rm -rf .venv .pytest_cache .ruff_cache fisher_spectrum fisher_training
