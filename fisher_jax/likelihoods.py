@@ -51,7 +51,7 @@ class Likelihood:
     def _check_labels(self, where: str, f: Any, y: Any) -> None:
         if tuple(y.shape) != tuple(f.shape):
             raise _checks.fail(
-                where, f"labels y have shape {tuple(y.shape)}, outputs {tuple(f.shape)}", "give one target per output"
+                where, f"labels y have shape {tuple(y.shape)}, outputs {tuple(f.shape)}", f"give y of shape {tuple(f.shape)}"
             )
 
     def _nll(self, f: Array, y: Array) -> Array:
@@ -144,6 +144,11 @@ class Bernoulli(Likelihood):
     def _sample(self, key: Array, f: Array) -> Array:
         return jax.random.bernoulli(key, jax.nn.sigmoid(f)).astype(f.dtype)
 
+    def _check_labels(self, where: str, f: Any, y: Any) -> None:
+        super()._check_labels(where, f, y)
+        if not _checks.traced(y) and y.size and not (0 <= y.min() and y.max() <= 1):
+            raise _checks.fail(where, f"labels y span {y.min():g}..{y.max():g}", "give 0 or 1")
+
 
 @record
 class Poisson(Likelihood):
@@ -157,6 +162,11 @@ class Poisson(Likelihood):
 
     def _sample(self, key: Array, f: Array) -> Array:
         return jax.random.poisson(key, jnp.exp(f)).astype(f.dtype)
+
+    def _check_labels(self, where: str, f: Any, y: Any) -> None:
+        super()._check_labels(where, f, y)
+        if not _checks.traced(y) and y.size and not y.min() >= 0:
+            raise _checks.fail(where, f"labels y go down to {y.min():g}", "give counts, none below 0")
 
 
 def _check_same_structure(f: Any, y: Any, where: str = "likelihood") -> None:

@@ -156,7 +156,7 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
 def track(history: Track, training: Training | None = None, title: str | None = None) -> Figure:
     """The largest eigenvalues by step on a logarithmic axis, 2 over the learning rate beside them, and the loss below.
 
-    Where λ_max crosses 2/rate, gradient descent on the quadratic model stops being stable.
+    Where λ_max crosses 2/rate, gradient descent without momentum on the quadratic model stops being stable.
 
     Args:
         history: `tracker.history`. training: from `fj.train.fit`, for loss and accuracy by epoch. title: above the picture.
@@ -180,7 +180,7 @@ def track(history: Track, training: Training | None = None, title: str | None = 
     upper.set(yscale="log", ylabel="eigenvalue of the Fisher matrix")
     trace = np.asarray(history.trace, np.float64)
     if np.isfinite(trace).any():
-        upper.plot(steps, np.where(trace > 0, trace, np.nan), ":", lw=1.2, color=INK, label="trace")
+        upper.plot(steps, np.where(trace > 0, trace, np.nan), ":", marker="o", ms=2, lw=1.2, color=INK, label="trace")
     rate = np.asarray(history.rate, np.float64)
     if (rate > 0).any():
         # The rate may end near zero: the eigenvalues set the scale.
@@ -196,12 +196,14 @@ def track(history: Track, training: Training | None = None, title: str | None = 
     for label, at, loss, color, style in curves:
         loss = np.asarray(loss, np.float64)
         if np.isfinite(loss).any():
-            lower.plot(np.asarray(at), np.where(loss > 0, loss, np.nan), style, lw=1.4, color=color, label=label)
+            lower.plot(
+                np.asarray(at), np.where(loss > 0, loss, np.nan), style, marker="o", ms=2, lw=1.4, color=color, label=label
+            )
     lower.set(yscale="log", ylabel="loss", xlabel="step")
     if training is not None and np.isfinite(np.asarray(training.test_accuracy)).any():
         right = lower.twinx()
         error = 100 * (1 - np.asarray(training.test_accuracy, np.float64))
-        right.plot(np.asarray(training.steps), error, "-", lw=1.2, color=ACCENT)
+        right.plot(np.asarray(training.steps), error, "-o", ms=2, lw=1.2, color=ACCENT)
         right.set_ylabel("test error, %", color=ACCENT)
         right.set_ylim(0, None)
         right.spines[["top"]].set_visible(False)

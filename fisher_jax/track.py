@@ -1,10 +1,13 @@
 """The spectrum during training: every so many steps, from one compiled program, each from where the last one ended."""
 
+import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -59,8 +62,9 @@ def track(
         every: steps between measurements. k: how many eigenvalues.
         method: of `fj.eigsh`, for the iteration whatever the size; `fj.Lanczos(tol=1e-3)` unless given.
         key: JAX random key of the solver.
-        path: file to append one line of JSON to for every measurement. An existing one is continued: lines from the step on
-            that is measured first are replaced.
+        path: file to append one line of JSON to for every measurement, after a first one that says what is measured. An
+            existing one of the same samples and options is continued: lines from the step on that is measured first are
+            replaced.
         tensorboard: directory for TensorBoard (needs `pip install tensorboardX`).
         options: of `fj.fisher`: kind, where, chunk, mesh, weights, masks, bn.
 
@@ -86,7 +90,7 @@ class Tracker:
 
     - `tracker(step, model, loss=None, rate=None)`: measures if the step is due, else does nothing; loss and learning rate
       are written beside the eigenvalues. `tracker.due(step)`: is it?
-    - `tracker.measure(step, model, ...)`: whatever the step.
+    - `tracker.measure(step, model, ...)`: whatever the step. Steps rise; `tracker.rewind(step)` forgets all from there on.
     - `tracker.history`: `Track` of all measurements, those found in the file included.
     """
 
@@ -105,7 +109,9 @@ class Tracker:
         self.x, self.likelihood, self.options = x, likelihood, options
         self.every, self.k, self.method, self.key = every, k, method, key
         self.path = None if path is None else os.fspath(path)
-        self.lines, self.whole = ([], True) if self.path is None else _read(self.path, k)
+        self.identity = _identity(x, likelihood, options | {"every": every, "k": k, "method": method})
+        self.lines, self.whole = ([], False) if self.path is None else _read(self.path, self.identity)
+        self.continued = bool(self.lines)
         self.board = None if tensorboard is None else _board(tensorboard)
         self.vectors: Any = None  # those of the measurement before, (P, k)
         self.checked = self.dense = False
@@ -125,17 +131,30 @@ class Tracker:
     def measure(self, step: int, model: Any, *, loss: Any = None, rate: Any = None) -> dict[str, Any]:
         """Measure now; returns what is recorded."""
         step, began = _checks.integer("track", "step", step, 0), time.perf_counter()
+        if self.continued:
+            self.rewind(step)
+        if self.lines and step <= self.lines[-1]["step"]:
+            raise _checks.fail(
+                "track",
+                f"step={step} after step {self.lines[-1]['step']}",
+                "count steps over all epochs, or rewind(step)",
+            )
         found = self._measure(model)
         numbers = {"loss": _number(loss), "rate": _number(rate), "seconds": time.perf_counter() - began}
         line = {"step": step, **found, **numbers}
-        kept = [old for old in self.lines if old["step"] < step]
-        anew = len(kept) < len(self.lines) or not self.whole
-        self.lines, self.whole = [*kept, line], True
+        self.lines.append(line)
         if self.path is not None:
-            _write(self.path, self.lines, anew)
+            _write(self.path, self.identity, self.lines, not self.whole)
+            self.whole = True
         if self.board is not None:
             _show(self.board, line)
         return line
+
+    def rewind(self, step: int) -> None:
+        """Forget what was measured from this step on: training goes back to a checkpoint."""
+        kept = [line for line in self.lines if line["step"] < step]
+        self.whole, self.continued = self.whole and len(kept) == len(self.lines), False
+        self.lines = kept
 
     def close(self) -> None:
         """Write what TensorBoard has not been given yet; done by itself within a second."""
@@ -222,24 +241,48 @@ def _number(value: Any) -> float:
 # --- the file and TensorBoard -----------------------------------------------------------------------------------------
 
 
-def _read(path: str, k: int) -> tuple[list[dict[str, Any]], bool]:
+def _identity(x: Any, likelihood: Likelihood, options: dict[str, Any]) -> dict[str, str]:
+    """What is measured, in words; arrays by their checksums. Neither chunks nor devices change it."""
+    known = {"samples": x, "likelihood": likelihood} | options
+    return {name: _words(value) for name, value in known.items() if name not in ("chunk", "mesh")}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"{value.dtype}{list(value.shape)}:{zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}"
+    if isinstance(value, (dict, list, tuple)):
+        return f"[{', '.join(_words(leaf) for leaf in jax.tree.leaves(value))}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (f"{f.name}={_words(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _read(path: str, identity: dict[str, str]) -> tuple[list[dict[str, Any]], bool]:
     """Lines of an earlier run, and whether there is nothing else: one that was cut off at the end is not counted."""
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise _checks.fail("track", f"path={path!r}: no such directory", "create it first")
     if not os.path.exists(path):
-        return [], True
+        return [], False
     with open(path, encoding="utf-8") as file:
         try:
             texts = list(file)
-            lines = [_from_json(json.loads(text)) for text in texts if text.endswith("\n")]
+            lines = [json.loads(text) for text in texts if text.endswith("\n")]
+            header = lines.pop(0)["track"] if lines else identity
+            changed = [name for name in header | identity if header.get(name) != identity.get(name)]
+            lines = [_from_json(line) for line in lines]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _checks.fail("track", f"path={path!r} is no record of fj.track", "give another path") from error
-    for line in lines:
-        if len(line["values"]) != k or len(line["bounds"]) != k:
-            raise _checks.fail(
-                "track", f"path={path!r} has k={len(line['values'])}, not {k}", "give the same k, or another path"
-            )
-    return lines, len(lines) == len(texts)
+    if changed:
+        name = changed[0]
+        raise _checks.fail(
+            "track",
+            f"path={path!r} is a record with {name}={header.get(name)}, not {identity.get(name)}",
+            "give another path",
+        )
+    return lines, len(lines) + 1 == len(texts)
 
 
 def _from_json(line: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +303,7 @@ def _text(line: dict[str, Any]) -> str:
     return json.dumps({name: plain(value) for name, value in line.items()}) + "\n"
 
 
-def _write(path: str, lines: list[dict[str, Any]], anew: bool) -> None:
+def _write(path: str, identity: dict[str, str], lines: list[dict[str, Any]], anew: bool) -> None:
     """Append the last line, or write all anew."""
     if not anew:
         with open(path, "a", encoding="utf-8") as file:
@@ -269,6 +312,7 @@ def _write(path: str, lines: list[dict[str, Any]], anew: bool) -> None:
 
     def write(temporary: str) -> None:
         with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"track": identity}) + "\n")
             file.writelines(map(_text, lines))
 
     replace(path, write)

@@ -9,6 +9,7 @@ all masks follow from the key and the number of the step, so that a run which wa
 import dataclasses
 import math
 import os
+import re
 import time
 import warnings
 import zlib
@@ -150,7 +151,8 @@ def fit(
         epochs, batch: passes through the data, samples per step.
         key: JAX random key, for the order of the samples and the masks.
         track: from `fj.track(...)`: measures the spectrum of the network in evaluation mode before each step that is due,
-            and after the last.
+            and after the last, beside the loss of the step before. Steps count from zero; what it holds of later ones is
+            forgotten.
         directory: for checkpoints after an epoch, at most one every ten seconds and one at the end, the last two kept. A run
             of the same settings goes on where it ended.
         progress: called with `Progress` a few times a second.
@@ -189,16 +191,22 @@ def fit(
         "batch": batch,
         "samples": samples,
         "likelihood": repr(likelihood),
-        "data": zlib.crc32(b"".join(np.ascontiguousarray(a[:1000]).tobytes() for a in jax.tree.leaves((x, y)))),
         "key": dict(provenance(key))["key"],
-        "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
+        "data": _checksum((x, y)),
     }
+    step_of = run.step(transformation)
+    if directory is not None:
+        # Network and optimizer with all their numbers, as one program; addresses of functions differ in each run.
+        text = str(jax.make_jaxpr(step_of)(state, 0, *_take((x, y), np.arange(batch))))
+        settings |= {"initial weights": _checksum((state.params, state.statistics))}
+        settings |= {"network or optimizer": f"{zlib.crc32(re.sub(r'0x[0-9a-f]+', '', text).encode()):08x}"}
     files = None if directory is None else _Checkpoints(directory, settings)
     rows: list[dict[str, float]] = []
     if files is not None:
         state, rows = files.restore(state)
-    step_of = run.step(transformation)
-    shown = 0.0
+    if track is not None:
+        track.rewind(len(rows) * per_epoch + (len(rows) == epochs))
+    shown, sound = 0.0, True
     try:
         for epoch in range(len(rows), epochs):
             began, before, measured = time.perf_counter(), state, []
@@ -206,29 +214,34 @@ def fit(
             for i in range(per_epoch):
                 step = epoch * per_epoch + i
                 if track is not None and track.due(step):
-                    loss = float(measured[-1][0]) if measured else rows[-1]["loss"] if rows else None
-                    track.measure(step, run.network(state), loss=loss, rate=float(rate(step)))
+                    loss = float(measured[-1][0]) if measured else rows[-1]["last loss"] if rows else None
+                    if not (sound := _measured(track, step, run.network(state), loss=loss, rate=float(rate(step)))):
+                        break
                 state, facts = step_of(state, step, *_take((x, y), order[i * batch : (i + 1) * batch]))
                 measured.append(facts)
-                if progress is not None and time.perf_counter() - shown > 0.2:
+                if progress is not None and (time.perf_counter() - shown > 0.2 or step + 1 == steps):
                     accuracy = rows[-1]["test_accuracy"] if rows else math.nan
                     progress(Progress(epoch, epochs, step + 1, steps, float(facts[0]), accuracy))
                     shown = time.perf_counter()
-            loss, accuracy = np.mean(np.asarray(measured, np.float64), axis=0).tolist()
+            facts = np.asarray(measured, np.float64).reshape(-1, 2)
+            loss, accuracy = facts.mean(axis=0).tolist() if sound and run.finite(state) else (math.nan, math.nan)
             row = {"loss": loss, "accuracy": accuracy, "test_loss": math.nan, "test_accuracy": math.nan}
             if math.isfinite(loss) and test is not None:
                 row["test_loss"], row["test_accuracy"] = run.evaluate(state, test)
-            last = float(rate((epoch + 1) * per_epoch - 1))
-            rows.append(row | {"rate": last, "seconds": time.perf_counter() - began})
+            last = {
+                "rate": float(rate((epoch + 1) * per_epoch - 1)),
+                "last loss": float(facts[-1, 0]) if facts.size else loss,
+            }
+            rows.append(row | last | {"seconds": time.perf_counter() - began})
             if not math.isfinite(loss):
                 state = before
-                warnings.warn(f"fit: the loss of epoch {epoch + 1} is {loss}: stopped; lower the rate", stacklevel=2)
+                warnings.warn(f"fit: the loss of epoch {epoch + 1} is no number: stopped; lower the rate", stacklevel=2)
                 break
             if files is not None:
                 files.keep(len(rows), state, rows)
         else:
             if track is not None and track.last_step != steps:
-                track.measure(steps, run.network(state), loss=rows[-1]["loss"], rate=rows[-1]["rate"])
+                track.measure(steps, run.network(state), loss=rows[-1]["last loss"], rate=rows[-1]["rate"])
     finally:
         run.give_back(model, state)
         if files is not None:
@@ -254,6 +267,7 @@ class _Run:
         self.keys = jax.tree.map(lambda k: _fold(k, word), keys)
         self.data = self.fitting(data, "data")
         self._evaluate = jax.jit(self._sums)
+        self._finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)])))
 
     def start(self, transformation: optax.GradientTransformation) -> _State:
         params = nnx.to_pure_dict(self.params)
@@ -281,6 +295,9 @@ class _Run:
     def network(self, state: _State) -> nnx.Module:
         """In evaluation mode."""
         return self._merge(self.evaluation, state.params, state.statistics, self.keys)
+
+    def finite(self, state: _State) -> bool:
+        return bool(self._finite((state.params, state.statistics)))
 
     def give_back(self, model: nnx.Module, state: _State) -> None:
         for kind, tree in ((nnx.Param, state.params), (nnx.BatchStat, state.statistics)):
@@ -377,7 +394,7 @@ class _Checkpoints:
         for name, value in self.settings.items():
             if (found := run["settings"].get(name)) != value:
                 raise _checks.fail(
-                    "fit", f"directory={self.directory!r} is of a run with {name}={found}, not {value}", "give another one"
+                    "fit", f"directory={self.directory!r} is of a run with {name} {found}, not {value}", "give another one"
                 )
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = {
@@ -385,7 +402,7 @@ class _Checkpoints:
         }
         found = self.manager.restore(latest, args=args.Composite(state=args.StandardRestore(wanted)))["state"]
         leaves = [found[name] for name in wanted]
-        rows = [{n: math.nan if v is None else v for n, v in row.items()} for row in run["rows"]]
+        rows = [{name: math.nan if value is None else value for name, value in row.items()} for row in run["rows"]]
         return jax.tree.unflatten(jax.tree.structure(state), leaves), rows
 
     def close(self) -> None:
@@ -403,6 +420,24 @@ def _flat(state: _State) -> dict[str, Any]:
 def _fold(key: Array, word: Any) -> Array:
     """Keys of stacked blocks come as arrays."""
     return jax.random.fold_in(key, word) if key.ndim == 0 else jax.vmap(lambda k: _fold(k, word))(key)
+
+
+def _measured(track: Any, step: int, network: Any, **facts: Any) -> bool:
+    """Measure; a network that was measured before and cannot be any more has diverged."""
+    before = track.last_step
+    try:
+        track.measure(step, network, **facts)
+    except _checks.ArgumentError:
+        if before is None:
+            raise
+        return False
+    return True
+
+
+def _checksum(tree: Any) -> str:
+    """Of at most the first thousand rows of each array."""
+    parts = (np.ascontiguousarray(np.asarray(a)[:1000] if np.ndim(a) else a).tobytes() for a in jax.tree.leaves(tree))
+    return f"{zlib.crc32(b''.join(parts)):08x}"
 
 
 def _take(tree: Any, index: np.ndarray) -> Any:

@@ -35,7 +35,7 @@ def eigenvalues(model, x=X):
     return np.linalg.eigvalsh(oracle.exact("categorical", outputs, J))[::-1]
 
 
-@pytest.mark.parametrize("method", [None, fj.Lanczos(tol=1e-4), fj.Dense()])
+@pytest.mark.parametrize("method", [None, fj.Lanczos(tol=1e-4), fj.Dense(), fj.Gram(tol=1e-4)])
 def test_each_measurement_is_the_spectrum_of_its_moment(method):
     tracker = fj.track(X, fj.Categorical(), every=3, k=4, method=method, key=KEY)
     moments = list(networks(7))
@@ -160,7 +160,9 @@ def record(path, steps, k=2, **options):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    header, *found = (json.loads(line) for line in path.read_text().splitlines())
+    assert set(header) == {"track"}
+    return found
 
 
 def test_the_file_goes_on_and_goes_back(tmp_path):
@@ -188,10 +190,37 @@ def test_files_of_others_are_refused_and_stay(tmp_path):
         assert path.read_text() == text
     path = tmp_path / "track.jsonl"
     record(path, (0,))
-    with pytest.raises(fj.ArgumentError, match="has k=2, not 3"):
-        record(path, (1,), k=3)
+    before = path.read_text()
+    for options, message in (
+        ({"k": 3}, "k=2, not 3"),
+        ({"every": 2}, "every=1, not 2"),
+        ({"where": "layers/0"}, "where=None, not 'layers/0'"),
+        ({"kind": fj.MonteCarlo(1, KEY)}, "kind=None, not MonteCarlo"),
+        ({"kind": fj.Empirical(Y)}, "kind=None, not Empirical"),
+        ({"weights": np.arange(7.0)}, "weights=None"),
+        ({"masks": fj.Fixed(KEY)}, "masks=None, not Fixed"),
+        ({"method": fj.Lanczos()}, "method=None, not Lanczos"),
+    ):
+        with pytest.raises(fj.ArgumentError, match=f"is a record with {message}"):
+            fj.track(X, fj.Categorical(), **({"every": 1, "k": 2, "key": KEY, "path": path} | options))
+    for x, likelihood, message in ((X + 1, fj.Categorical(), "samples="), (X, fj.Gaussian(), "likelihood=")):
+        with pytest.raises(fj.ArgumentError, match=f"is a record with {message}"):
+            fj.track(x, likelihood, every=1, k=2, key=KEY, path=path)
+    # Chunks change no number.
+    fj.track(X, fj.Categorical(), every=1, k=2, key=KEY, path=path, chunk=3)
+    assert path.read_text() == before
     with pytest.raises(fj.ArgumentError, match="no such directory"):
         fj.track(X, fj.Categorical(), every=1, key=KEY, path=tmp_path / "none" / "track.jsonl")
+
+
+def test_steps_that_start_again_are_refused(tmp_path):
+    tracker = record(tmp_path / "track.jsonl", (0, 4))
+    model = next(networks(1))
+    with pytest.raises(fj.ArgumentError, match="step=4 after step 4; count steps over all epochs"):
+        tracker(4, model)
+    tracker.rewind(4)
+    tracker(4, model)
+    assert tracker.history.steps.tolist() == [0, 4] == [line["step"] for line in lines(tmp_path / "track.jsonl")]
 
 
 def test_history_is_saved_loaded_and_drawn(tmp_path):

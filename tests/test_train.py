@@ -156,6 +156,9 @@ class StopAt:
     def due(self, step):
         return step == self.step
 
+    def rewind(self, step):
+        pass
+
     def measure(self, step, model, **facts):
         raise Stop
 
@@ -185,23 +188,84 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path):
     assert np.array_equal(same.loss, history.loss) and np.array_equal(weights(third)[0], weights(whole)[0])
     model = fj.models.build("resmlp", inputs=4, outputs=3, key=KEY, **OPTIONS)
     before = weights(model)
-    for changed, message in (({"epochs": 5}, "epochs=4, not 5"), ({"optimizer": Optimizer(rate=0.2)}, "optimizer=")):
-        settings = {"epochs": 4, "batch": 6, "key": KEY, "directory": tmp_path / "run"} | changed
+    good = {"epochs": 4, "batch": 6, "key": KEY, "directory": tmp_path / "run"}
+    for changed, message in (
+        ({"epochs": 5}, "epochs 4, not 5"),
+        ({"optimizer": Optimizer(rate=0.2)}, "optimizer Optimizer"),
+        ({"key": jax.random.key(9)}, "key "),
+    ):
         with pytest.raises(fj.ArgumentError, match=message):
-            fit(model, (x, y), fj.Categorical(), **settings)
+            fit(model, (x, y), fj.Categorical(), **(good | changed))
+    with pytest.raises(fj.ArgumentError, match="data "):
+        fit(model, (x + 1, y), fj.Categorical(), **good)
     assert all(np.array_equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    for changed, seed, message in (
+        ({"activation": "tanh"}, KEY, "network or optimizer "),
+        ({"dropout": 0.3}, KEY, "network or optimizer "),
+        ({}, jax.random.key(8), "initial weights "),
+    ):
+        other = fj.models.build("resmlp", inputs=4, outputs=3, key=seed, **(OPTIONS | changed))
+        with pytest.raises(fj.ArgumentError, match=message):
+            fit(other, (x, y), fj.Categorical(), **good)
+
+
+def test_an_optimizer_of_ones_own_is_known_by_what_it_computes(tmp_path):
+    x, y = problem()
+
+    def run(optimizer):
+        return fit(linear(), (x, y), fj.Categorical(), optimizer=optimizer, epochs=2, batch=4, key=KEY, directory=tmp_path)
+
+    first = run(optax.sgd(0.1))
+    assert run(optax.sgd(0.1)).loss.tolist() == first.loss.tolist()
+    for other in (optax.sgd(0.5), optax.adam(0.1)):
+        with pytest.raises(fj.ArgumentError, match="network or optimizer "):
+            run(other)
 
 
 def test_a_run_that_diverges_ends_with_finite_weights():
     x, y = problem()
     model = linear()
-    with pytest.warns(UserWarning, match=r"the loss of epoch \d+ is"):
+    with pytest.warns(UserWarning, match=r"the loss of epoch \d+ is no number"):
         history = fit(
             model, (1e3 * x, (1e30 * y[:, None] * np.ones(3)).astype(np.float32)), fj.Gaussian(),
             optimizer=Optimizer("sgd", 1e9, "constant", 0.0), epochs=50, batch=12, key=KEY,
         )  # fmt: skip
     assert not np.isfinite(history.loss[-1]) and history.loss.size < 50
     assert np.isfinite(weights(model)[0]).all()
+
+
+def test_a_measurement_that_fails_ends_the_run_as_divergence_does():
+    """The update of the first step is too large for float32: the loss before it is finite."""
+    x, y = problem()
+    model = linear()
+    tracker = fj.track(x[:4], fj.Categorical(), every=1, k=2, key=KEY)
+    with pytest.warns(UserWarning, match=r"the loss of epoch \d+ is no number"):
+        fit(
+            model, (x, y), fj.Categorical(), epochs=5, batch=4, key=KEY, track=tracker,
+            optimizer=Optimizer("sgd", 3e38, "constant", 0.0, decay=1.0),
+        )  # fmt: skip
+    assert np.isfinite(weights(model)[0]).all() and np.isfinite(np.asarray(tracker.history.values)).all()
+
+
+def test_each_measurement_stands_beside_the_loss_of_the_step_before():
+    x, y = problem()
+    losses = []
+
+    class Spy:
+        last_step = None
+
+        def due(self, step):
+            return True
+
+        def rewind(self, step):
+            pass
+
+        def measure(self, step, model, loss, rate):
+            losses.append(loss)
+
+    history = fit(linear(), (x, y), fj.Categorical(), epochs=3, batch=4, key=KEY, track=Spy())
+    assert losses[0] is None and len(losses) == 10
+    np.testing.assert_allclose(np.reshape(losses[1:], (3, 3)).mean(axis=1), history.loss, rtol=1e-6)
 
 
 def test_tokens_count_as_samples_do():
@@ -230,6 +294,9 @@ def test_bad_input_is_refused_by_name():
         ((model, (x[:, :3], y), fj.Categorical()), {}, "model rejects data"),
         ((model, (x, y + 1), fj.Categorical()), {}, r"labels y span 1\.\.3"),
         ((model, (x, y), fj.Categorical()), {"test": (x, y + 1)}, r"labels y span 1\.\.3"),
+        ((model, (x, y[:, None] * np.ones(3)), fj.Bernoulli()), {}, r"labels y span 0\.\.2; give 0 or 1"),
+        ((model, (x, -y[:, None] * np.ones(3)), fj.Poisson()), {}, "labels y go down to -2"),
+        ((model, (x, 1.0 * y), fj.Gaussian()), {}, r"give y of shape \(12, 3\)"),
         ((model, (x, y), fj.Categorical()), {"batch": 13}, "batch=13 exceeds 12"),
         ((model, (x, y), fj.Categorical()), {"epochs": 0}, "epochs=0"),
         ((model, (x, y), fj.Categorical()), {"key": 3}, "key=3"),

@@ -154,6 +154,8 @@ def _value(text: str) -> Any:
     """A number, true or false, a comma-separated tuple of them, or a word."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if text == "None":
+        return None
     if "," in text:
         return tuple(_value(part) for part in text.split(","))
     for kind in (int, float):

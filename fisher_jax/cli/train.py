@@ -109,7 +109,8 @@ def run_train(options: argparse.Namespace) -> int:
                 progress=bar.training,
             )
     except KeyboardInterrupt:
-        print(f"fisher-jax: interrupted; the same command goes on from the last epoch in {out}", file=sys.stderr)
+        fj.models.save_weights(model, os.path.join(out, "weights.npz"))
+        print(f"fisher-jax: interrupted; {out}/weights.npz is as it was, the same command goes on", file=sys.stderr)
         return 130
     measured = tracker.history
     tracker.close()
