@@ -260,6 +260,7 @@ def test_jitted_as_a_whole(dtype):
     assert (np.abs(np.asarray(result.values) - truth[:4]) <= np.asarray(result.bounds)).all()
 
 
+@pytest.mark.slow
 def test_lifted_pairs_far_below_the_largest_converge_to_what_rounding_allows():
     """y = Aᵀu/√λ has the rounding error of u times √(λ_max/λ): reachable, or said; values keep their bounds."""
     x, _ = fj.data.load("digits", samples=150)

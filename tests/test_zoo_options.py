@@ -55,7 +55,7 @@ class With:
         self.value, self.companions = value, companions
 
 
-ACTIVATIONS = ["tanh", "erf", "gelu", "linear"]
+ACTIVATIONS = ["tanh", "erf", "gelu", "gelu-tanh", "linear"]
 UNITS = {  # of all perceptrons of the mean-field literature
     "activation": ACTIVATIONS,
     "readout_variance": [0.7],
@@ -79,7 +79,7 @@ TRANSFORMER = DEPTHS | {
     "expansion": [3],
     "norm": ["post"],
     "skip": [False],
-    "activation": ["relu", "tanh", "erf", "linear"],
+    "activation": ["relu", "tanh", "erf", "gelu-tanh", "linear"],
     "survival_schedule": [With("uniform", survival=0.6)],
     "weight_variance": [1.5],
 }
@@ -125,7 +125,7 @@ VALUES = {
         "dropout": [0.3],
     },
     "vit": TRANSFORMER | {"patch": [2]},
-    "gpt": TRANSFORMER | {"tied": [False]},
+    "gpt": TRANSFORMER | {"tied": [False], "activation": ["relu", "tanh", "erf", "gelu", "linear"]},
     "regressor": {
         "depth": [1],
         "width": [5],
@@ -152,7 +152,7 @@ VALUES = {
         "width": [4],
         "latent": [3],
         "latents": ["prior"],
-        "activation": ["relu", "erf", "gelu", "linear"],
+        "activation": ["relu", "erf", "gelu", "gelu-tanh", "linear"],
         "weight_variance": [1.5],
     },
 }

@@ -55,7 +55,7 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
     spectrum.add_argument("--track", type=int, metavar="STEPS", help="measure every so many steps (default: once per epoch)")
     spectrum.add_argument("-k", type=int, default=5, help="how many eigenvalues (default: 5)")
     spectrum.add_argument(
-        "--track-samples", type=int, default=32, metavar="N", help="of the training samples to measure on (default: 32)"
+        "--track-samples", type=int, default=16, metavar="N", help="of the training samples to measure on (default: 16)"
     )
 
 
