@@ -138,8 +138,7 @@ class Spectrum:
             ("participation ratio, (Σλ)²/Σλ²", f"{self.participation_ratio:.5g}"),
             ("method", self.method),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return _aligned(rows)
 
 
 @record
@@ -277,8 +276,7 @@ class Summary:
             ("none missing above", "not established" if np.isnan(self.complete_above) else f"{self.complete_above:.6g}"),
             ("products with F", f"{self.matvecs}  ({self.method})"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return _aligned(rows)
 
     def to_json(self) -> str:
         """All numbers and settings as JSON; NaN becomes null."""
@@ -363,8 +361,13 @@ class Law:
             ("method", self.method),
             *self.info,
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _number(value: float) -> str:

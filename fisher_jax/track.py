@@ -182,7 +182,7 @@ class Tracker:
             F = fisher(model, self.x, self.likelihood, **self.options)
             self.x = jax.tree.map(jnp.asarray, self.x)
             self.dense, self.checked = self.method is None and F.factor.shape[0] <= DENSE_ROWS, True
-            self.size, self.k = F.size, _checks.integer("track", "k", self.k, 1, F.size)
+            self.k = _checks.integer("track", "k", self.k, 1, F.size)
         skeleton, arrays = _split(model)
         if self.dense:
             return self._all(self._dual(skeleton, arrays, self.x))
