@@ -52,13 +52,14 @@ from fisher_jax.track import track as track
 
 if TYPE_CHECKING:
     from fisher_jax import data as data
+    from fisher_jax import experiments as experiments
     from fisher_jax import models as models
     from fisher_jax import plot as plot
     from fisher_jax import theory as theory
     from fisher_jax import train as train
 
 # Flax and Matplotlib are slow to import, and theory is not always asked for: these modules load on first use.
-_LAZY = ("data", "models", "plot", "theory", "train")
+_LAZY = ("data", "experiments", "models", "plot", "theory", "train")
 
 
 def __getattr__(name: str) -> Any:

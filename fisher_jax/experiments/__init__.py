@@ -1,0 +1,1 @@
+"""Measurements that need many networks, or trained ones: each beside what theory says."""
