@@ -46,5 +46,8 @@ class Bar:
             facts += f", test accuracy {100 * state.test_accuracy:.1f} %"
         self.bar.update(self.task, description="training", total=state.steps, completed=state.step, facts=facts)
 
+    def networks(self, at: str, done: int, total: int) -> None:
+        self.bar.update(self.task, description=at, total=total, completed=done)
+
     def note(self, description: str) -> None:
         self.bar.update(self.task, description=description)

@@ -1,1 +1,11 @@
 """Measurements that need many networks, or trained ones: each beside what theory says."""
+
+from fisher_jax.experiments.compare import Comparison as Comparison
+from fisher_jax.experiments.compare import Row as Row
+from fisher_jax.experiments.compare import compare as compare
+from fisher_jax.experiments.ensemble import ensemble as ensemble
+from fisher_jax.experiments.growth import Growth as Growth
+from fisher_jax.experiments.growth import growth as growth
+from fisher_jax.experiments.report import write as write
+from fisher_jax.experiments.variants import VARIANTS as VARIANTS
+from fisher_jax.experiments.variants import Variant as Variant

@@ -54,7 +54,7 @@ def ensemble(
     def dual(key: Array, x: Array) -> Array:
         weights, random = jax.random.split(key)
         model = models.build(name, inputs=x.shape[1], outputs=outputs, key=weights, **options)
-        chosen = {"one": lambda: Fixed(random), "average": lambda: Average(draws, random)}.get(masks, lambda: masks)()
+        chosen = Fixed(random) if masks == "one" else Average(draws, random) if masks == "average" else masks
         return fisher(model, x, likelihood, masks=chosen, bn=bn).gram()
 
     keys = jax.random.split(key, seeds)
@@ -74,4 +74,3 @@ def ensemble(
         if progress is not None:
             progress(start + len(K), seeds)
     return np.concatenate(found)
-

@@ -1,5 +1,6 @@
 """Which law a quantity follows as the depth grows."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ _LAWS: dict[str, Any] = {
 _TERMS = {"flat in the limit": lambda L: 1 / L, "linear": lambda L: L, "L log L": lambda L: L * np.log(L)}
 
 
-def growth(depths: Any, values: Any, errors: Any = 0.0) -> Growth:
+def growth(depths: Any, values: Any, errors: Any = 0.0, prefer: str | None = None) -> Growth:
     """The law among flat, linear, L log L, power and exponential that describes a curve best.
 
     Least squares of log y, weighted by the uncertainties; of the laws, the one of least χ² + 2 · parameters (Akaike). A line
@@ -70,6 +71,7 @@ def growth(depths: Any, values: Any, errors: Any = 0.0) -> Growth:
     Args:
         depths: L `(n,)`, at least three different. values: positive `(n,)`. errors: standard errors of the values; those
             below 2 % count as 2 %.
+        prefer: the law to name if the values cannot tell it from the best one, that is, its criterion is within 2.
 
     Returns:
         Growth.
@@ -77,11 +79,13 @@ def growth(depths: Any, values: Any, errors: Any = 0.0) -> Growth:
     Raises:
         ArgumentError: fewer than three depths, values that are not positive.
     """
-    from scipy.optimize import curve_fit
+    from scipy.optimize import OptimizeWarning, curve_fit
 
     L, y = np.asarray(depths, float), np.asarray(values, float)
     if L.ndim != 1 or L.shape != y.shape or np.unique(L).size < 3 or (L <= 0).any():
-        raise _checks.fail("growth", f"depths={L.tolist()}", "give at least three different positive depths, one for each value")
+        raise _checks.fail(
+            "growth", f"depths={L.tolist()}", "give at least three different positive depths, one for each value"
+        )
     if not (np.isfinite(y) & (y > 0)).all():
         raise _checks.fail("growth", f"values={y.tolist()} are not all positive", "give positive finite values")
     sigma = np.maximum(np.broadcast_to(np.asarray(errors, float), y.shape) / y, RESOLUTION)
@@ -93,8 +97,9 @@ def growth(depths: Any, values: Any, errors: Any = 0.0) -> Growth:
         if start is None:
             continue
         try:
-            best, covariance = curve_fit(law, L, log, start, sigma, absolute_sigma=True)
-        except RuntimeError:  # no convergence: not this law
+            with warnings.catch_warnings(action="error", category=OptimizeWarning):
+                best, covariance = curve_fit(law, L, log, start, sigma, absolute_sigma=True)
+        except (RuntimeError, OptimizeWarning):  # no convergence, or no curvature: not this law
             continue
         if not _admissible(kind, best, L, log):
             continue
@@ -109,7 +114,8 @@ def growth(depths: Any, values: Any, errors: Any = 0.0) -> Growth:
             r, error = r * np.exp(center), error * np.exp(center)
         numbers = (float(a), float(r), float(error), float((chi / y.size) ** 0.5))
         found.append((chi + 2 * best.size, Growth(kind, *numbers)))
-    return min(found, key=lambda item: item[0])[1]
+    best = min(found, key=lambda item: item[0])
+    return next((law for score, law in found if law.kind == prefer and score <= best[0] + 2), best[1])
 
 
 def _start(kind: str, L: np.ndarray, log: np.ndarray) -> Any:

@@ -25,9 +25,16 @@ class Variant:
     sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     matrix: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def network(self, depth: int, width: int) -> dict[str, Any]:
-        """Options for `fj.models.build`."""
-        return {"depth": depth} | {name: max(1, int(share * width)) for name, share in self.sizes.items()} | dict(self.options)
+    def at(self, depth: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(options for `fj.models.build`, matrix) of one network.
+
+        An MLP of one layer has no hidden units to mask or to normalize.
+        """
+        bare = self.model == "mlp" and depth == 1
+        chosen = {name: value for name, value in self.options.items() if not (bare and name in ("norm", "dropout"))}
+        sizes = {name: max(1, int(share * width)) for name, share in self.sizes.items()}
+        matrix = {} if len(chosen) < len(self.options) else dict(self.matrix)
+        return {"depth": depth} | sizes | chosen, matrix
 
 
 # Blocks of one shape are scanned: one program of the size of a block, whatever the depth.
@@ -55,7 +62,10 @@ VARIANTS: dict[str, Variant] = {
         matrix=_AVERAGE,
     ),
     "skip1-post": Variant(
-        "skip over one layer, activation last", "resmlp", "trace ~ 2.904^L, m exponential", _SCAN | {"skip": 1, "form": "post"}
+        "skip over one layer, activation last",
+        "resmlp",
+        "trace ~ 2.904^L, m exponential",
+        _SCAN | {"skip": 1, "form": "post"},
     ),
     "skip1-linear": Variant(
         "skip over one linear layer",
@@ -75,9 +85,7 @@ VARIANTS: dict[str, Variant] = {
         "MLP, batch norm (frozen)", "mlp", "trace ~ 1.467^L, m exponential", {"norm": "batch"}, _MLP, {"bn": "frozen"}
     ),
     "skipinit": Variant("SkipInit", "resmlp", "trace ~ D + L, m ~ 1/L", _SCAN | {"residual": "skipinit"}),
-    "scaled": Variant(
-        "skip over two, branches / √L", "resmlp", "trace bounded, m ~ 1/L", _SCAN | {"scale": "depth"}
-    ),
+    "scaled": Variant("skip over two, branches / √L", "resmlp", "trace bounded, m ~ 1/L", _SCAN | {"scale": "depth"}),
     "dropout-mean": Variant("MLP, dropout 0.2, mean network", "mlp", "trace ~ L, m flat", {"dropout": 0.2}, _MLP),
     "stochastic-depth-one": Variant(
         "skip over two, survival 0.8, one subnetwork",
@@ -90,9 +98,9 @@ VARIANTS: dict[str, Variant] = {
         "skip over two, survival 0.8, mean network", "resmlp", "trace ~ 1.64^L L, m exponential", _SCAN | {"survival": 0.8}
     ),
     "mlp-tanh": Variant(
-        "MLP, tanh in the chaotic phase",
+        "MLP, tanh near the edge of chaos",
         "mlp",
-        "exponential in the chaotic phase, linear at its edge, bounded in the ordered one",
+        "trace ~ L, m flat",
         {"activation": "tanh", "weight_variance": 3.0, "bias_variance": 0.64},
         _MLP,
     ),
