@@ -1,6 +1,7 @@
 """The command line: `fisher-jax spectrum`, `full`, `plan`, `compare`, `train`, `models`; one file each."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         print(f"fisher-jax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("fisher-jax: interrupted, nothing written", file=sys.stderr)
         return 130

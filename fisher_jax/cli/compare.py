@@ -99,9 +99,9 @@ def run_compare(options: argparse.Namespace) -> int:
         kept = os.path.join(options.out, "cells")
         print(f"fisher-jax: interrupted; the same command goes on with what is in {kept}", file=sys.stderr)
         return 130
+    written = fj.experiments.write(found, options.out)
     print(f"{found.laws()}\n\n{found.summary()}" if options.quiet else found)
-    print(f"\n{len(found.cells)} cells in {time.perf_counter() - start:.0f} s")
-    print(f"written: {', '.join(fj.experiments.write(found, options.out))}")
+    print(f"\n{len(found.cells)} cells in {time.perf_counter() - start:.0f} s\nwritten: {', '.join(written)}")
     return 0
 
 

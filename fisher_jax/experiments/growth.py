@@ -1,6 +1,5 @@
 """Which law a quantity follows as the depth grows."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def growth(depths: Any, values: Any, errors: Any = 0.0, prefer: str | None = Non
     Raises:
         ArgumentError: fewer than three depths, values that are not positive.
     """
-    from scipy.optimize import OptimizeWarning, curve_fit
+    from scipy.optimize import least_squares
 
     L, y = np.asarray(depths, float), np.asarray(values, float)
     if L.ndim != 1 or L.shape != y.shape or np.unique(L).size < 3 or (L <= 0).any():
@@ -96,14 +95,11 @@ def growth(depths: Any, values: Any, errors: Any = 0.0, prefer: str | None = Non
         start = _start(kind, L, log)
         if start is None:
             continue
-        try:
-            with warnings.catch_warnings(action="error", category=OptimizeWarning):
-                best, covariance = curve_fit(law, L, log, start, sigma, absolute_sigma=True)
-        except (RuntimeError, OptimizeWarning):  # no convergence, or no curvature: not this law
-            continue
+        fit = least_squares(lambda p, law=law: (law(L, *p) - log) / sigma, start)
+        best, covariance = fit.x, np.linalg.pinv(fit.jac.T @ fit.jac)
         if not _admissible(kind, best, L, log):
             continue
-        chi = float(np.sum(((law(L, *best) - log) / sigma) ** 2))
+        chi = 2 * float(fit.cost)
         a, r, error = best[0], np.nan, np.nan
         if best.size == 2:
             r, error = best[1], covariance[1, 1] ** 0.5
