@@ -6,6 +6,7 @@ from fisher_jax.experiments.compare import compare as compare
 from fisher_jax.experiments.ensemble import ensemble as ensemble
 from fisher_jax.experiments.growth import Growth as Growth
 from fisher_jax.experiments.growth import growth as growth
+from fisher_jax.experiments.report import figures as figures
 from fisher_jax.experiments.report import write as write
 from fisher_jax.experiments.variants import VARIANTS as VARIANTS
 from fisher_jax.experiments.variants import Variant as Variant
