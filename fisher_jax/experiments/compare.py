@@ -131,10 +131,10 @@ class Comparison:
         return "\n".join(lines) if len(lines) > 1 else "growth laws need three depths"
 
     def summary(self) -> str:
-        """How many numbers agree."""
+        """How many numbers got which verdict, in words."""
         counts = self.counts()
-        parts = [f"{counts[name]} {_VERDICTS[name]}" for name in _VERDICTS if name in counts]
-        return f"of {sum(counts.values())} numbers " + ", ".join(parts)
+        parts = [f"{counts[name]} {meaning}" for name, meaning in _VERDICTS.items() if name in counts]
+        return f"{sum(counts.values())} numbers: " + ", ".join(parts)
 
 
 _VERDICTS = {

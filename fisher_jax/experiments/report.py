@@ -168,9 +168,9 @@ def _svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "fisher_jax"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
-    return re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text[text.index("<svg") :], count=1).replace(
-        "<svg ", '<svg role="img" ', 1
-    )
+    # As wide as the page, but not larger than it was drawn.
+    wide = f'style="max-width: {100 * figure.get_figwidth():.0f}px" role="img"'
+    return re.sub(r'<svg\b([^>]*?) width="[^"]*"', rf"<svg \1 {wide}", text[text.index("<svg") :], count=1)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
