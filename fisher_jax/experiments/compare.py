@@ -402,5 +402,5 @@ def _range(cell: dict[str, Any]) -> str:
 def _line(row: Row) -> str:
     measured = f"{row.measured:.5g} ± {row.error:.2g}" if math.isfinite(row.error) else f"{row.measured:.5g}"
     sigma = f" ({abs(row.distance):.1f} s.e.)" if math.isfinite(row.distance) else ""
-    relative = f"{100 * row.relative:+.2g} %" if math.isfinite(row.relative) else ""
+    relative = f"{100 * row.relative:+.3g} %" if math.isfinite(row.relative) else ""
     return f"  {QUANTITIES[row.quantity]:<28} {measured:>24}  {row.predicted:>11.5g}  {relative:>10}  {row.verdict}{sigma}"

@@ -1,6 +1,7 @@
 """The spectra of many random networks, a batch of them in one program."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,21 +52,28 @@ def ensemble(
         raise _checks.fail("ensemble", f"masks={masks!r} is unknown", 'give None, "mean", "one" or "average"')
     x = jnp.asarray(x, jnp.result_type(float))
 
-    def dual(key: Array, x: Array) -> Array:
-        weights, random = jax.random.split(key)
-        model = models.build(name, inputs=x.shape[1], outputs=outputs, key=weights, **options)
-        chosen = Fixed(random) if masks == "one" else Average(draws, random) if masks == "average" else masks
-        return fisher(model, x, likelihood, masks=chosen, bn=bn).gram()
+    # Weights are drawn one array after the other: in one program, their drawing would take longer to compile than the rest.
+    def draw(key: Array) -> tuple[Any, Any]:
+        return nnx.split(models.build(name, inputs=x.shape[1], outputs=outputs, key=key, **options))
 
-    keys = jax.random.split(key, seeds)
-    shapes = nnx.eval_shape(lambda: models.build(name, inputs=x.shape[1], outputs=outputs, key=key, **options))
-    batch = min(seeds, max(1, BATCH_WEIGHTS // models.size(shapes)))
-    program = jax.jit(jax.vmap(dual, in_axes=(0, None)))
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, seeds))
+    graph, first = draw(keys[0, 0])
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, 0, None))
+    def dual(state: Any, key: Array, x: Array) -> Array:
+        chosen = Fixed(key) if masks == "one" else Average(draws, key) if masks == "average" else masks
+        return fisher(nnx.merge(graph, state), x, likelihood, masks=chosen, bn=bn).gram()
+
+    weights = sum(leaf.size for leaf in jax.tree.leaves(first))
+    batch = min(seeds, max(1, BATCH_WEIGHTS // weights))
     found = []
     for start in range(0, seeds, batch):
         # A last batch that is not full takes earlier networks again: one shape, one program.
         at = min(start, seeds - batch)
-        K = np.asarray(program(keys[at : at + batch], x), np.float64)[start - at :]
+        states = [draw(keys[i, 0])[1] for i in range(at, at + batch)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        K = np.asarray(dual(stacked, keys[at : at + batch, 1], x), np.float64)[start - at :]
         if not np.isfinite(K).all():
             raise _checks.fail(
                 "ensemble", f"{name} with {options} overflows {x.dtype}", "enable x64, or take a smaller depth"

@@ -157,7 +157,7 @@ def _laws(comparison: Comparison) -> list[tuple[str, str, str, str, str]]:
 
 def _cells(row: Row) -> list[str]:
     number = lambda value, digits=".5g": format(value, digits) if math.isfinite(value) else ""  # noqa: E731
-    relative = f"{100 * row.relative:+.2g} %" if math.isfinite(row.relative) else ""
+    relative = f"{100 * row.relative:+.3g} %" if math.isfinite(row.relative) else ""
     numbers = [number(row.measured), number(row.error, ".2g"), number(row.predicted), relative]
     return [*numbers, row.verdict, number(row.distance, "+.1f")]
 
