@@ -1,4 +1,4 @@
-"""The command line: `fisher-jax spectrum`, `full`, `plan`, `train`, `models`; one file each."""
+"""The command line: `fisher-jax spectrum`, `full`, `plan`, `train`, `theory`, `models`; one file each."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fisher_jax._checks import ArgumentError
-from fisher_jax.cli import full, models, spectrum, train
+from fisher_jax.cli import full, models, spectrum, theory, train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="fisher-jax", description="Eigenvalue spectra of Fisher information matrices, with error bounds.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for command in (spectrum, full, train, models):
+    for command in (spectrum, full, train, theory, models):
         command.add(commands)
     return top
 
