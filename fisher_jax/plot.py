@@ -33,7 +33,7 @@ def spectrum(
     values, bounds = np.asarray(top.values, np.float64), np.asarray(top.bounds, np.float64)
     shown = np.isfinite(values) & (values > 0)
     rank = np.arange(1, values.size + 1)
-    figure = Figure(figsize=(9, 4.2) if summary else (5.6, 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(9, 4.5) if summary else (5.6, 4.5), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=(3, 2)) if summary else [figure.subplots()]
     left = axes[0]
     many = summary.outliers if summary else 0
@@ -80,8 +80,8 @@ def spectrum(
             axes[1].plot(rank, 100 * np.cumsum(theory.expanded(rank.size)) / theory.trace, "-", zorder=1, **PREDICTED)
         if summary.mean_eigenvalue > 1e-3 * values[shown].min(initial=np.inf):
             left.axhline(summary.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
-    if shown.any():
-        left.legend(frameon=False, fontsize=9, loc="best")
+    # Points, band and lines may lie anywhere: names go outside.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     for axis in axes:
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)

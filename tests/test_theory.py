@@ -645,10 +645,12 @@ def test_softmax_has_one_outlier_less_than_classes(x64):
 
 
 def test_softmax_of_drawn_outputs(x64):
-    """Differences of log-probabilities are Gaussian of twice the covariance; equal samples have equal outputs."""
-    covariance = np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 0.5], [0.5, 0.5, 1.0]])
+    """Differences of log-probabilities are Gaussian of twice the covariance, also where samples are equal or too many."""
+    root = np.random.default_rng(0).normal(size=(8, 3))
+    root[1] = root[0]
+    covariance = root @ root.T
     p = np.asarray(spectra.softmax_probabilities(jnp.asarray(covariance), 2, jax.random.key(0), 20_000))
-    assert p.shape == (20_000, 3, 2) and p[:, 0] == pytest.approx(p[:, 1], abs=1e-5)
+    assert p.shape == (20_000, 8, 2) and p[:, 0] == pytest.approx(p[:, 1], abs=1e-5)
     assert p.sum(2) == pytest.approx(1, rel=1e-12)
     u = np.log(p[..., 0]) - np.log(p[..., 1])
     products = u[:, :, None] * u[:, None, :]

@@ -4,6 +4,7 @@ The nonzero eigenvalues of F are those of `Θ/N`, Θ over samples and outputs. A
 each eigenvalue of the `(N, N)` kernel of one output occurs C times.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,7 @@ def output_fisher(p: Array) -> Array:
     return p[:, :, None] * jnp.eye(p.shape[1], dtype=p.dtype)[None] - p[:, :, None] * p[:, None, :]
 
 
+@functools.partial(jax.jit, static_argnames=("outputs", "draws"))
 def softmax_probabilities(covariance: Array, outputs: int, key: Array, draws: int) -> Array:
     """Softmax of `draws` networks at initialization, `(draws, N, C)`: independent Gaussian outputs of this covariance."""
     # Equal samples make it singular: rounding is lifted above zero.
