@@ -81,7 +81,8 @@ def spectrum(
         if summary.mean_eigenvalue > 1e-3 * values[shown].min(initial=np.inf):
             left.axhline(summary.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
     # Points, band and lines may lie anywhere: names go outside.
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    if left.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     for axis in axes:
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
