@@ -8,17 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fisher_jax import _checks
-from fisher_jax.results import EigenResult, Spectrum, Summary, Track, Training
+from fisher_jax.results import EigenResult, Law, Spectrum, Summary, Track, Training
 
 INK, ACCENT, QUIET = "#1f3a5f", "#c8553d", "#8a8f98"
+PREDICTED = {"color": "#2f8f6b", "lw": 1.6}
 
 
-def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None = None) -> Figure:
+def spectrum(
+    top: EigenResult, summary: Summary | None = None, title: str | None = None, theory: Law | None = None
+) -> Figure:
     """The largest eigenvalues on a logarithmic axis with their error bounds, and the share of the trace they carry.
 
     Args:
         top: from `fj.eigsh`. summary: from `fj.summarize`, for the trace share, the mean eigenvalue and the learning rate.
-        title: above the picture.
+        title: above the picture. theory: from `fj.theory.predict`, drawn behind the measured eigenvalues.
 
     Returns:
         matplotlib Figure; `figure.savefig("spectrum.png")`.
@@ -30,10 +33,12 @@ def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None
     values, bounds = np.asarray(top.values, np.float64), np.asarray(top.bounds, np.float64)
     shown = np.isfinite(values) & (values > 0)
     rank = np.arange(1, values.size + 1)
-    figure = Figure(figsize=(9, 4.2) if summary else (5.6, 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(9, 4.5) if summary else (5.6, 4.5), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=(3, 2)) if summary else [figure.subplots()]
     left = axes[0]
     many = summary.outliers if summary else 0
+    if theory is not None:
+        _prediction(left, rank, theory.expanded(rank.size), theory)
     # A bound may reach below zero, which a logarithmic axis cannot show: cut the bar just above.
     lower = np.minimum(bounds, values * (1 - 1e-3))
     for mask, color, label in (
@@ -71,10 +76,13 @@ def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None
         )
     if summary:
         _trace_share(axes[1], values, shown, rank, summary)
+        if theory is not None:
+            axes[1].plot(rank, 100 * np.cumsum(theory.expanded(rank.size)) / theory.trace, "-", zorder=1, **PREDICTED)
         if summary.mean_eigenvalue > 1e-3 * values[shown].min(initial=np.inf):
             left.axhline(summary.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
-    if shown.any():
-        left.legend(frameon=False, fontsize=9, loc="best")
+    # Points, band and lines may lie anywhere: names go outside.
+    if left.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     for axis in axes:
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -82,6 +90,15 @@ def spectrum(top: EigenResult, summary: Summary | None = None, title: str | None
     note = f"error bars: certified bounds, at most {worst:.1e} of the value" if np.isfinite(worst) else ""
     figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
     return figure
+
+
+def _prediction(axis: Any, rank: np.ndarray, values: np.ndarray, theory: Law) -> None:
+    """The predicted eigenvalues, and a band for what one network of this width may differ by."""
+    factor = 1 + theory.deviation
+    if factor > 1:
+        label = f"one network of this width: ×÷ {factor:.2f}"
+        axis.fill_between(rank, values / factor, values * factor, color=QUIET, alpha=0.22, lw=0, zorder=0, label=label)
+    axis.plot(rank, values, "-", zorder=1, label="theory of wide networks", **PREDICTED)
 
 
 def _trace_share(axis: Any, values: np.ndarray, shown: np.ndarray, rank: np.ndarray, summary: Summary) -> None:
@@ -99,12 +116,12 @@ def _trace_share(axis: Any, values: np.ndarray, shown: np.ndarray, rank: np.ndar
     axis.text(0.05, 0.95, facts, transform=axis.transAxes, va="top", fontsize=9, color=INK)
 
 
-def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Figure:
+def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None, theory: Law | None = None) -> Figure:
     """Every eigenvalue by rank on logarithmic axes, and the cumulative spectrum: what share of the trace lies above λ.
 
     Args:
         parts: from `fj.spectrum(F)`, or the dict of `fj.spectrum(F, by="layer")`, which adds one line for each part.
-        title: above the picture.
+        title: above the picture. theory: from `fj.theory.predict`, of the whole.
 
     Returns:
         matplotlib Figure.
@@ -135,6 +152,11 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None) -> Fig
         share = 100 * np.cumsum(values) / whole.trace
         highest = max(highest, share[-1])
         right.plot(values, share, "-", **style)
+    if theory is not None:
+        rank = np.arange(1, theory.dual_size + 1)
+        values = theory.expanded(rank.size)
+        _prediction(left, rank, values, theory)
+        right.plot(values, 100 * np.cumsum(values) / theory.trace, "-", zorder=3, **PREDICTED)
     left.axhline(whole.floor, color=ACCENT, lw=1, ls="--", label=f"rounding{' of all' if names else ''}, {whole.floor:.1e}")
     left.axhline(whole.mean_eigenvalue, color=QUIET, lw=1, ls=":", label="mean eigenvalue, trace/P")
     left.set(xscale="log", yscale="log", xlabel="rank i", ylabel="eigenvalue λᵢ of the Fisher matrix")
@@ -215,4 +237,40 @@ def track(history: Track, training: Training | None = None, title: str | None = 
         axis.spines[["top"]].set_visible(False)
     if title:
         figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def laws(laws: dict[int, Law], title: str | None = None) -> Figure:
+    """Predicted trace, largest and mean eigenvalue by depth, on logarithmic axes.
+
+    Args:
+        laws: from `fj.theory.predict`, by depth. title: above the picture.
+
+    Returns:
+        matplotlib Figure; depths whose trace exceeds a float are not drawn, and the title names them.
+    """
+    if not isinstance(laws, dict) or not laws or not all(isinstance(law, Law) for law in laws.values()):
+        raise _checks.fail("plot.laws", "laws is no dict of Law by depth", "give {depth: fj.theory.predict(...)}")
+    figure = Figure(figsize=(6.4, 4.6), dpi=160, layout="constrained")
+    axis = figure.subplots()
+    depths = sorted(depth for depth, law in laws.items() if np.isfinite(law.trace))
+    curves = (
+        ("trace", "trace", INK),
+        ("lambda_max", "λ_max", ACCENT),
+        ("mean_eigenvalue", "mean eigenvalue, trace/P", QUIET),
+    )
+    for name, label, color in curves:
+        values = np.array([getattr(laws[depth], name) for depth in depths])
+        values[values <= 0] = np.nan
+        axis.plot(depths, values, "-o", ms=4, lw=1.4, color=color, label=label)
+    axis.set(xscale="log", yscale="log", xlabel="depth", ylabel="of the Fisher matrix, predicted")
+    if len(depths) <= 12:
+        axis.set_xticks(depths, [str(depth) for depth in depths])
+        axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)
+    axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    lost = ", ".join(str(depth) for depth in sorted(set(laws) - set(depths)))
+    note = f"not drawn, above 10³⁰⁸: depth {lost}" if lost else ""
+    figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
     return figure

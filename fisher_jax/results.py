@@ -64,14 +64,26 @@ class EigenResult:
             return f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
         return f"no eigenvalue above {bound:.6g} is missing{doubt}"
 
-    def table(self) -> str:
-        """One line for each eigenvalue: value, error bound, residual, convergence."""
+    def table(self, theory: "Law | None" = None) -> str:
+        """One line for each eigenvalue: value, error bound, residual, convergence; and what theory predicts of it."""
         lines = [f"{'#':>4}  {'eigenvalue':>14}  {'error bound':>11}  {'residual':>9}  converged"]
         rows = zip(self.values, self.bounds, self.residuals, self.converged, strict=True)
         for i, (value, bound, residual, done) in enumerate(rows, 1):
             lines.append(
                 f"{i:>4}  {float(value):>14.7g}  {float(bound):>11.1e}  {float(residual):>9.1e}  {'yes' if done else 'NO'}"
             )
+        if theory is None:
+            return "\n".join(lines)
+        k, many = self.values.size, theory.outliers
+        values, predicted = np.asarray(self.values, np.float64), theory.expanded(k)
+        lines[0] += f"  {'predicted':>10}  rel. error"
+        for i, (value, expected) in enumerate(zip(values, predicted, strict=True)):
+            if not np.isnan(expected):
+                lines[i + 1] = f"{lines[i + 1]:<55}  {expected:>10.4g}  {_relative(value, expected):>10}"
+        if 1 < many <= k:  # equal in the limit, split at finite width: only their mean compares
+            value, expected = values[:many].mean(), predicted[:many].mean()
+            mean = f"mean of the {many} outliers"
+            lines.append(f"{value:>20.7g}  {mean:<33}  {expected:>10.4g}  {_relative(value, expected):>10}")
         return "\n".join(lines)
 
 
@@ -262,6 +274,10 @@ class Summary:
     info: tuple[tuple[str, str], ...] = static(default=())
 
     def __repr__(self) -> str:
+        return self.table()
+
+    def table(self, theory: "Law | None" = None) -> str:
+        """One line for each number, with what theory predicts of it beside it."""
         rows = [
             ("largest eigenvalue", f"{self.lambda_max:.7g} ± {self.lambda_max_bound:.1e}"),
             ("largest stable learning rate 2/λ_max", f"{self.max_learning_rate:.6g}"),
@@ -276,6 +292,17 @@ class Summary:
             ("none missing above", "not established" if np.isnan(self.complete_above) else f"{self.complete_above:.6g}"),
             ("products with F", f"{self.matvecs}  ({self.method})"),
         ]
+        if theory is None:
+            return _aligned(rows)
+        pairs = [(getattr(self, name), getattr(theory, name)) for name in PREDICTED]
+        width = max(len(value) for _, value in rows[: len(pairs)])
+        for i, (value, expected) in enumerate(pairs):
+            beside = f"{rows[i][1]:<{width}}  predicted {expected:<10.5g}  {_relative(value, expected):>8}"
+            rows[i] = (rows[i][0], beside)
+        drawn = dict(theory.info).get("drawn")
+        rows.append(("predicted by", ", ".join([theory.method, *([drawn] if drawn else [])])))
+        rows.append(("one network differs by up to about", f"{100 * theory.deviation:.2g} %, from the predicted trace"))
+        rows.append(("λ_max at this width lies above by about", f"{100 * theory.bias:.2g} %"))
         return _aligned(rows)
 
     def to_json(self) -> str:
@@ -331,6 +358,11 @@ class Law:
         """trace / λ_max."""
         return float(np.exp(self.log_trace - self.log_lambda_max))
 
+    def expanded(self, k: int) -> np.ndarray:
+        """The k largest by rank `(k,)`, each value as often as it occurs; NaN from where on none is predicted."""
+        values, counts = np.asarray(self.values, np.float64), np.asarray(self.counts, np.float64)
+        return np.append(values, np.nan)[np.searchsorted(np.cumsum(counts), np.arange(k), side="right")]
+
     @property
     def bulk(self) -> float:
         """Mean of the predicted eigenvalues below the outliers, NaN if there are none."""
@@ -349,7 +381,7 @@ class Law:
             ("largest eigenvalue", f"{self.lambda_max:.7g}" + (f" = e^{self.log_lambda_max:.6g}" if huge else "")),
             ("largest stable learning rate 2/λ_max", f"{self.max_learning_rate:.6g}"),
             ("outliers", f"{self.outliers}"),
-            ("mean of the bulk", f"{self.bulk:.6g}"),
+            ("mean of the bulk" + (", as far as predicted" if np.isnan(self.frobenius) else ""), f"{self.bulk:.6g}"),
             ("trace", f"{self.trace:.7g}" + (f" = e^{self.log_trace:.6g}" if huge else "")),
             ("mean eigenvalue m = trace/P", f"{self.mean_eigenvalue:.6g}"),
             ("second moment s = ‖F‖²/P", f"{self.second_moment:.6g}"),
@@ -362,6 +394,14 @@ class Law:
             *self.info,
         ]
         return _aligned(rows)
+
+
+# Numbers of a summary that theory predicts, in the order of its first lines.
+PREDICTED = ("lambda_max", "max_learning_rate", "trace", "mean_eigenvalue", "effective_rank")
+
+
+def _relative(value: float, expected: float) -> str:
+    return f"{100 * (value / expected - 1):+.1f} %" if expected and np.isfinite(expected) and np.isfinite(value) else ""
 
 
 def _aligned(rows: list[tuple[str, str]]) -> str:

@@ -51,8 +51,13 @@ def test_the_main_job(main_job):
         "learning rate 2/λ_max",
         "products with F",
         f"{float(top.values[19]):.7g}",
+        "predicted  rel. error",
+        "mean of the 9 outliers",
+        "kernel of 1797 samples, mean over 4 draws of the outputs",
     ):
         assert text in done.stdout, text
+    predicted = summary["predicted"]
+    assert len(predicted["values"]) == 20 and abs(summary["trace"] / predicted["trace"] - 1) < predicted["deviation"]
     assert (out / "spectrum.png").read_bytes().startswith(b"\x89PNG")
 
 

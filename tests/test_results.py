@@ -104,6 +104,6 @@ def test_plot_has_every_value_and_marks_outliers(result):
     F = fj.fisher(model, np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32), fj.Categorical())
     top = fj.eigsh(F, 6, key=jax.random.key(0))
     figure = fj.plot.spectrum(top, fj.summarize(F, top), "a title")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any("first 2: outliers" in label for label in labels)
     assert len(figure.axes) == 2 and "a title" in figure.get_suptitle()

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,14 @@ def test_options_and_sizes_are_those_of_the_models(name):
         ("resmlp", {"skip": 1, "residual": "fixup"}, "residual='fixup' with skip=1 is not covered"),
         ("resmlp", {"survival": 0.5, "masks": "average"}, "key is missing"),
         ("resmlp", {"survival": 0.5, "dropout": 0.5, "masks": "average", "key": 0}, "together are not covered"),
+        ("mlp", {"likelihood": "categorical", "key": 0}, "outputs=1 with softmax: its only probability is one"),
+        ("mlp", {"likelihood": "categorical", "outputs": 300, "key": 0}, "2400 samples times outputs .* or give k"),
+        ("mlp", {"k": 0}, "k=0 is below 1"),
+        ("mlp", {"dropout": "much"}, "dropout='much' is not a number; give a number"),
+        ("mlp", {"weight_variance": -1.0}, "weight_variance=-1.0 is not a number; give a number >= 0"),
+        ("resmlp", {"variances": 2.0}, "variances=2.0 is not two numbers; give two numbers >= 0"),
+        ("resmlp", {"scale": "width"}, "scale='width' is not a number"),
+        ("resmlp", {"gain": math.nan}, "gain=nan is not a number"),
     ],
 )  # fmt: skip
 def test_what_theory_does_not_cover_is_refused(name, options, message):
@@ -180,6 +189,45 @@ def test_a_law_prints_itself_and_is_saved(tmp_path):
     again = fj.load(tmp_path / "law.npz")
     assert isinstance(again, fj.Law) and repr(again) == repr(law) and again.counts.tolist() == [3, 21]
     assert law.zeros == law.size - 24 and law.outliers == 3
+
+
+@pytest.mark.parametrize("name, options", [
+    ("mlp", {"depth": 3}),
+    ("mlp", {"depth": 3, "likelihood": "categorical", "draws": 3}),
+    ("mlp", {"dropout": 0.3, "masks": fj.Average(3, jax.random.key(0))}),
+    ("resmlp", {"survival": 0.7, "masks": "one"}),
+    ("resmlp", {"survival": 0.7, "masks": fj.Average(3, jax.random.key(0))}),
+    ("resmlp", {"survival": 0.7, "masks": "average", "draws": 5}),
+])  # fmt: skip
+def test_the_k_largest_are_those_of_all(name, options):
+    x = np.random.default_rng(0).normal(size=(12, 40)) + 0.3
+    samples = {"x": x}
+    if options.get("masks") == "average":
+        samples = {"inputs": 40, "samples": 12, "cosine": 0.1}
+    options = {"outputs": 3, "key": jax.random.key(0)} | samples | options
+    law, some = fj.theory.predict(name, **options), fj.theory.predict(name, k=7, **options)
+    assert some.expanded(9) == pytest.approx(np.r_[law.expanded(7), np.nan, np.nan], rel=1e-9, nan_ok=True)
+    names = ("trace", "dual_size", "size", "outliers", "deviation", "bias")
+    assert [getattr(some, n) for n in names] == [getattr(law, n) for n in names]
+    assert np.isnan(some.frobenius) and "as far as predicted" in repr(some)
+    assert fj.theory.predict(name, k=10**6, **options).expanded(40) == pytest.approx(law.expanded(40), nan_ok=True)
+
+
+def test_values_by_rank():
+    law = fj.theory.predict("resmlp", inputs=64, outputs=3, samples=2)
+    assert law.expanded(8).tolist()[:6] == [float(law.values[0])] * 3 + [float(law.values[1])] * 3
+    assert np.isnan(law.expanded(8)[6:]).all() and law.expanded(2).tolist() == [float(law.values[0])] * 2
+
+
+def test_the_k_largest_warn_as_all_do():
+    """Whether λ_max stands out depends on the mean of the bulk, which the k largest do not show."""
+    for shape, expected in (((24, 64), 0), ((12, 400), 1)):
+        x = np.random.default_rng(0).normal(size=shape)
+        for k in (None, 3):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fj.theory.predict("mlp", x=x, activation="erf", weight_variance=1.5, k=k)
+            assert sum("does not stand out" in str(w.message) for w in caught) == expected, (shape, k)
 
 
 # --- dual activations -------------------------------------------------------------------------------------------------
@@ -586,10 +634,27 @@ def test_softmax_has_one_outlier_less_than_classes(x64):
     expected = np.linalg.eigvalsh(G.reshape(N * C, N * C))[::-1]
     values = np.asarray(spectra.softmax_eigenvalues(jnp.asarray(theta), jnp.asarray(p)))
     assert values == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert spectra.softmax_largest(theta, p, 9) == pytest.approx(expected[:9], rel=1e-9)
+    root = np.random.default_rng(1).normal(size=(N, N))
+    exact = np.linalg.eigvalsh(root @ root.T)[::-1] / N
+    assert spectra.largest(root @ root.T, 9) == pytest.approx(exact[:9], rel=1e-9)
     outliers = np.asarray(spectra.softmax_outliers(theta1, theta2, jnp.asarray(p)))
     assert outliers.shape == (C - 1,) and outliers == pytest.approx(values[: C - 1], rel=2e-2)
     assert values[C - 1] < 0.3 * values[C - 2]
     assert values.sum() == pytest.approx(theta1 * np.mean(1 - np.sum(p**2, 1)), rel=1e-9)
+
+
+def test_softmax_of_drawn_outputs(x64):
+    """Differences of log-probabilities are Gaussian of twice the covariance, also where samples are equal or too many."""
+    root = np.random.default_rng(0).normal(size=(8, 3))
+    root[1] = root[0]
+    covariance = root @ root.T
+    p = np.asarray(spectra.softmax_probabilities(jnp.asarray(covariance), 2, jax.random.key(0), 20_000))
+    assert p.shape == (20_000, 8, 2) and p[:, 0] == pytest.approx(p[:, 1], abs=1e-5)
+    assert p.sum(2) == pytest.approx(1, rel=1e-12)
+    u = np.log(p[..., 0]) - np.log(p[..., 1])
+    products = u[:, :, None] * u[:, None, :]
+    assert (np.abs(products.mean(0) - 2 * covariance) < 4.5 * products.std(0) / 20_000**0.5).all()
 
 
 def test_the_edge_after_mean_subtraction(x64):

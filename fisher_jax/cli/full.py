@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from fisher_jax.cli.files import out_directory, write, write_json
+from fisher_jax.cli.prediction import law_record, prediction
 from fisher_jax.cli.problem import arguments, problem
 from fisher_jax.cli.progress import Bar
 
@@ -20,6 +21,9 @@ The dual matrix K = A A^T (N·C x N·C) has the nonzero eigenvalues of F = A^T A
 cotangents, without per-sample gradients where that is cheaper, and diagonalized once. Memory: K and a copy of it, 8 (N·C)^2
 bytes in float32. --out receives full.npz (fisher_jax.load), full.json and full.png; with --by, the parts in full.json.
 """
+
+# Predicted eigenvalues of softmax, whose draws take time.
+LARGEST = 100
 
 
 def add(commands: Any) -> None:
@@ -56,7 +60,7 @@ def run_plan(options: argparse.Namespace) -> int:
     """`fisher-jax plan`."""
     import fisher_jax as fj
 
-    F, _, title, _ = problem(options)
+    F, title, _ = problem(options)
     print(f"{title}\n{fj.plan(F, by=options.by, vectors=options.vectors)}")
     return 0
 
@@ -66,21 +70,24 @@ def run_full(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     out_directory(options)
-    F, _, title, settings = problem(options)
+    F, title, made = problem(options)
     print(title, flush=True)
     with Bar(options.quiet, "steps of K") as bar:
         found = fj.spectrum(F, by=options.by, vectors=options.vectors, progress=bar.tiles)
+        bar.note("prediction")
+        law, why = prediction(options, made, LARGEST if options.likelihood == "categorical" else None)
     parts = found if options.by else {"all": found}
     whole = parts["all"]
-    print(f"\n{whole}")
+    print(f"\n{whole}\n\n{law or why}")
     if options.by:
         print(f"\n{_parts_table(parts)}")
     record = {name: _spectrum_record(part) for name, part in parts.items()}
-    record = record.pop("all") | ({"parts": record} if options.by else {}) | {"settings": settings}
+    record = record.pop("all") | ({"parts": record} if options.by else {}) | {"settings": made.settings}
+    record["predicted"] = law_record(law) if law else None
     files = {
         "full.npz": lambda path: fj.save(whole, path),
         "full.json": lambda path: write_json(record, path),
-        "full.png": fj.plot.full(parts, title).savefig,
+        "full.png": fj.plot.full(parts, title, law).savefig,
     }
     write(options.out, files)
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from fisher_jax._checks import ArgumentError
 
@@ -55,8 +55,19 @@ def arguments(command: argparse.ArgumentParser, out: str = "fisher_spectrum") ->
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def network(options: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]:
-    """(network, x, y, keys by use, settings) of what the arguments describe."""
+class Made(NamedTuple):
+    """What the arguments describe."""
+
+    model: Any
+    x: Any
+    y: Any
+    outputs: int
+    keys: dict[str, Any]  # by use
+    settings: dict[str, Any]
+
+
+def network(options: argparse.Namespace) -> Made:
+    """The network and the data of the arguments."""
     import jax
 
     if options.x64:
@@ -82,10 +93,10 @@ def network(options: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any],
             f"{options.command}: checkpoint={options.checkpoint!r} of a streamed network; leave out one of the two"
         )
     sizes = {"inputs": x.shape[1:] if x.ndim == 4 else x.shape[1], "outputs": outputs, "streamed": streamed}
-    model = fj.models.build(options.model, **sizes, key=keys["weights"], **_model_options(options))
+    model = fj.models.build(options.model, **sizes, key=keys["weights"], **model_options(options))
     if options.checkpoint:
         fj.models.load_weights(model, options.checkpoint, layout=options.layout)
-    return model, x, y, keys, settings
+    return Made(model, x, y, outputs, keys, settings)
 
 
 def likelihood(options: argparse.Namespace) -> Any:
@@ -94,16 +105,16 @@ def likelihood(options: argparse.Namespace) -> Any:
     return getattr(fj, options.likelihood.capitalize())()
 
 
-def problem(options: argparse.Namespace) -> tuple[Any, Any, str, dict[str, Any]]:
-    """(operator, key of the solver, title, settings) of what the arguments describe."""
-    model, x, y, keys, settings = network(options)
+def problem(options: argparse.Namespace) -> tuple[Any, str, Made]:
+    """(operator, title, what it was made of)."""
+    made = network(options)
     import fisher_jax as fj
 
-    kind = kind_of(options, y, keys["labels"])
-    F = fj.fisher(model, x, likelihood(options), kind=kind, where=options.where, chunk=_chunk(options.chunk))
+    kind = kind_of(options, made.y, made.keys["labels"])
+    F = fj.fisher(made.model, made.x, likelihood(options), kind=kind, where=options.where, chunk=_chunk(options.chunk))
     size = f"P = {F.size}, N·C = {F.factor.shape[0]}"
     title = f"{options.model} on {os.path.basename(options.data)}: {options.kind} Fisher, {options.likelihood}, {size}"
-    return F, keys["solver"], title, settings
+    return F, title, made
 
 
 def _samples(x: Any, options: argparse.Namespace) -> Any:
@@ -135,7 +146,7 @@ def _classes(y: Any) -> int:
     return y.shape[1] if y.ndim == 2 else 1
 
 
-def _model_options(options: argparse.Namespace) -> dict[str, Any]:
+def model_options(options: argparse.Namespace) -> dict[str, Any]:
     from fisher_jax import models
 
     known = models.options(options.model)
@@ -146,18 +157,18 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
             raise ArgumentError(
                 f"{options.command}: option={item!r} is not NAME=VALUE; {options.model} has {', '.join(known)}"
             )
-        chosen[name] = _value(text)
+        chosen[name] = value_of(text)
     return chosen
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     """A number, true or false, a comma-separated tuple of them, or a word."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if text == "None":
         return None
     if "," in text:
-        return tuple(_value(part) for part in text.split(","))
+        return tuple(value_of(part) for part in text.split(","))
     for kind in (int, float):
         try:
             return kind(text)

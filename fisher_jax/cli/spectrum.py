@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 import warnings
 from typing import Any
 
 from fisher_jax._checks import ArgumentError
 from fisher_jax.cli.files import out_directory, write, write_json
+from fisher_jax.cli.prediction import law_record, prediction, show
 from fisher_jax.cli.problem import arguments, problem
 from fisher_jax.cli.progress import Bar
 
@@ -24,7 +24,8 @@ examples:
 
 The Fisher matrix is F = (1/N) sum_n J_n^T B_n B_n^T J_n with the Jacobian J_n of the network's outputs and the Fisher
 matrix B B^T of the likelihood at them. Gradient descent on its quadratic model is stable for learning rates below
-2/lambda_max. --out receives spectrum.npz (read it with fisher_jax.load), summary.json and spectrum.png.
+2/lambda_max. Beside each number stands what theory predicts of wide networks of this architecture on this data, where it
+covers them (`fisher-jax theory`). --out receives spectrum.npz (read it with fisher_jax.load), summary.json and spectrum.png.
 """
 
 
@@ -54,27 +55,28 @@ def run_spectrum(options: argparse.Namespace) -> int:
 
     method = {"auto": fj.Auto(options.tol), "lanczos": fj.Lanczos(tol=options.tol), "dense": fj.Dense()}[options.method]
     out_directory(options)
-    F, key, title, settings = problem(options)
+    F, title, made = problem(options)
     print(title, flush=True)
     with warnings.catch_warnings(record=True) as caught, Bar(options.quiet) as bar:
         warnings.simplefilter("always")
-        top = fj.eigsh(F, options.k, method=method, above=options.above, key=key, progress=bar)
+        top = fj.eigsh(F, options.k, method=method, above=options.above, key=made.keys["solver"], progress=bar)
         bar.note("exact trace")
         if not top.values.size:
             raise ArgumentError(f"spectrum: above={options.above:g} exceeds every eigenvalue; give a smaller --above")
         summary = fj.summarize(F, top)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            print(f"fisher-jax: warning: {warning.message}", file=sys.stderr)
-    print(f"\n{top.table()}\n\n{summary}")
+        bar.note("prediction")
+        law, why = prediction(options, made, top.values.size)
+    show(caught)
+    print(f"\n{top.table(law)}\n\n{summary.table(law)}" + (f"\n\n{why}" if why else ""))
     if note := dict(top.info).get("note"):
         print(f"\nnote: {note}")
-    extra = {"values": [float(v) for v in top.values], "bounds": [float(b) for b in top.bounds]}
-    record = json.loads(summary.to_json()) | {"settings": settings} | extra
+    extra: dict[str, Any] = {"values": [float(v) for v in top.values], "bounds": [float(b) for b in top.bounds]}
+    extra["predicted"] = law_record(law, top.values.size) if law else None
+    record = json.loads(summary.to_json()) | {"settings": made.settings} | extra
     files = {
         "spectrum.npz": lambda path: fj.save(top, path),
         "summary.json": lambda path: write_json(record, path),
-        "spectrum.png": fj.plot.spectrum(top, summary, title).savefig,
+        "spectrum.png": fj.plot.spectrum(top, summary, title, law).savefig,
     }
     write(options.out, files)
     return 0

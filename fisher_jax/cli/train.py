@@ -70,7 +70,7 @@ def run_train(options: argparse.Namespace) -> int:
     out_directory(options)
     if options.kind == "empirical":
         raise ArgumentError("train: kind='empirical' is not tracked; use --kind exact or mc")
-    model, x, y, keys, settings = network(options)
+    model, x, y, _, keys, settings = network(options)
     if y is None:
         raise ArgumentError(f"train: data={options.data!r} has no labels; give an .npz with x and y, or another --data")
     data, test = fj.data.split(x, y, options.test, keys["data"])

@@ -23,30 +23,42 @@ MOST_EXACT = 512
 
 @dataclasses.dataclass
 class Levels:
-    """Eigenvalues of F, times 4^exponent: (value, how many of each), the trace, and whether these are all."""
+    """Eigenvalues of F, times 4^exponent: (value, how many of each), their trace, and how many there are in all."""
 
     values: np.ndarray
     counts: np.ndarray
+    rank: float
     trace: float
     tangent: Tangent
     exponent: float
-    complete: bool = True
     outliers: int | None = None
     spread: float = 0.0  # squared relative deviation beside that of the weights
     note: str = ""
 
 
 def levels(
-    net: Network, K: Array, samples: float, masks: Any, bn: str | None, draws: int | None, key: Any, softmax: bool
+    net: Network,
+    K: Array,
+    samples: float,
+    masks: Any,
+    bn: str | None,
+    draws: int | None,
+    key: Any,
+    softmax: bool,
+    k: int | None,
 ) -> Levels:
-    """Eigenvalues of the matrix that the choices name; `K` is `(N, N)`, or stands for N samples by two."""
+    """Eigenvalues of the matrix that the choices name: all, or at least the k largest.
+
+    `K` is `(N, N)`, or stands for N samples by two.
+    """
     where = f"theory of {net.name}"
+    each = None if k is None else -(-k // net.outputs)  # of one output
     if masks not in (None, "mean"):
         for other, present in (("softmax", softmax), ("batch normalization", bn not in (None, "eval"))):
             if present:
                 raise _checks.fail(where, f"random masks with {other} are not covered", 'choose masks="mean"')
         chosen = _draws(net, masks, draws, key)
-        return _with_depth(net, K, samples, chosen) if net.stochastic else _with_dropout(net, K, samples, chosen)
+        return (_with_depth if net.stochastic else _with_dropout)(net, K, samples, chosen, each)
     keep = 1 - net.dropout if net.dropout_form == "raw" else 1.0
     gate = net.gate(keep**2, keep)
     if net.norm == "batch" and bn == "train":
@@ -61,8 +73,8 @@ def levels(
         gate = dataclasses.replace(gate, norm=norm)
     tangent = net.tangent(K, gate, net.survivals)
     if softmax:
-        return _softmax(net, tangent, samples, bn, draws, key)
-    return _gaussian(net, tangent, samples, bn)
+        return _softmax(net, tangent, samples, bn, draws, key, k)
+    return _gaussian(net, tangent, samples, bn, each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +118,21 @@ def of_samples(K: Array, samples: float) -> Array:
     return jnp.where(jnp.eye(int(samples), dtype=bool), K[0, 0], K[0, 1])
 
 
-def _spectrum(theta: Array, samples: float) -> tuple[np.ndarray, np.ndarray]:
+def _eigenvalues(theta: Array, k: int | None) -> np.ndarray:
+    """Of `Θ/N`, all or the k largest."""
+    return np.asarray(spectra.eigenvalues(theta)) if k is None or k >= theta.shape[0] else spectra.largest(theta, k)
+
+
+def _spectrum(theta: Array, samples: float, k: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of one output, and how many of each."""
     if theta.shape[0] == samples:
-        return np.asarray(spectra.eigenvalues(theta)), np.ones(theta.shape[0])
+        values = _eigenvalues(theta, k)
+        return values, np.ones(values.size)
     levels = spectra.two_levels(theta[0, 0], theta[0, 1], samples)
     return np.array([float(level) for level in levels]), np.array([1.0, samples - 1])
 
 
-def _gaussian(net: Network, tangent: Tangent, samples: float, bn: Any) -> Levels:
+def _gaussian(net: Network, tangent: Tangent, samples: float, bn: Any, k: int | None) -> Levels:
     theta, shift = tangent.scaled, float(tangent.exponent)
     outliers, spread = None, 0.0
     if net.output_norm == "batch" and bn == "train":
@@ -135,52 +153,58 @@ def _gaussian(net: Network, tangent: Tangent, samples: float, bn: Any) -> Levels
         shift -= float(tangent.forward_exponent)
     if net.output_norm == "mean" and bn == "train":
         theta, outliers = normalization.centred(theta, _stands_for(theta, samples)), 0
-    values, counts = _spectrum(theta, samples)
-    trace = net.outputs * float(jnp.mean(jnp.diagonal(theta)))
-    return Levels(values, net.outputs * counts, trace, tangent, shift, outliers=outliers, spread=spread / net.outputs)
+    values, counts = _spectrum(theta, samples, k)
+    C = net.outputs
+    trace = C * float(jnp.mean(jnp.diagonal(theta)))
+    return Levels(values, C * counts, C * samples, trace, tangent, shift, outliers=outliers, spread=spread / C)
 
 
-def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int | None, key: Any) -> Levels:
+def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int | None, key: Any, k: int | None) -> Levels:
     where = "theory.predict"
     if bn not in (None, "eval") and net.output_norm != "none":
         raise _checks.fail(where, f"output_norm={net.output_norm!r} with softmax", "choose likelihood='gaussian'")
+    if net.outputs == 1:
+        raise _checks.fail(where, "outputs=1 with softmax: its only probability is one, F is zero", "give outputs >= 2")
     if key is None:
         raise _checks.fail(where, "key is missing", "give key=jax.random.key(seed): softmax probabilities are drawn")
     rows = samples * net.outputs
-    if rows > MOST_ROWS // 2:
-        raise _checks.fail(where, f"{rows:g} samples times outputs with softmax", f"take at most {MOST_ROWS // 2}")
+    few = None if k is None or k >= rows else k
+    if few is None and rows > MOST_ROWS // 2:
+        remedy = f"take at most {MOST_ROWS // 2}, or give k: the largest alone"
+        raise _checks.fail(where, f"{rows:g} samples times outputs with softmax", remedy)
     theta = of_samples(tangent.scaled, samples)
     covariance = of_samples(tangent.forward, samples) * 4.0 ** float(tangent.forward_exponent)
     draws = _checks.integer(where, "draws", 16 if draws is None else draws, 1)
     P = spectra.softmax_probabilities(covariance, net.outputs, key, draws)
-    values = np.mean([np.asarray(spectra.softmax_eigenvalues(theta, p)) for p in P], axis=0)
+    found = [spectra.softmax_largest(theta, p, few) if few else spectra.softmax_eigenvalues(theta, p) for p in P]
+    values = np.mean([np.asarray(one) for one in found], axis=0)
     trace = float(np.mean(jnp.sum(jnp.diagonal(theta)[None, :] * (1 - jnp.sum(P**2, -1)), 1))) / samples
     note = f"mean over {draws} draws of the outputs"
-    return Levels(values, np.ones_like(values), trace, tangent, float(tangent.exponent), outliers=net.outputs - 1, note=note)
+    exponent, outliers = float(tangent.exponent), net.outputs - 1
+    return Levels(values, np.ones_like(values), rows, trace, tangent, exponent, outliers=outliers, note=note)
 
 
-def _with_dropout(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
+def _with_dropout(net: Network, K: Array, samples: float, draws: Draws, k: int | None) -> Levels:
     N, keep = K.shape[0], 1 - net.dropout
     pairs, second = random_masks.doubled(K, keep, net.dropout_form, draws.shared)
     tangent = net.tangent(pairs, net.gate(second, random_masks.dropout_moments(keep, net.dropout_form)[2]))
     same, different = tangent.scaled[:N, :N], tangent.scaled[:N, N:]
     trace = net.outputs * float(jnp.mean(jnp.diagonal(same)))
     first, contrasts = random_masks.average_over_draws(same, different, draws.count)
-    top, few = _spectrum(first, samples)
-    rest, many = _spectrum(contrasts, samples)
-    endless = math.isinf(draws.count)
-    values, counts = np.r_[top, rest], np.r_[few, many * (0 if endless else draws.count - 1)]
-    kept = counts > 0
-    return Levels(values[kept], net.outputs * counts[kept], trace, tangent, float(tangent.exponent), complete=not endless)
+    top, few = _spectrum(first, samples, k)
+    rest, many = _spectrum(contrasts, samples, k)
+    values, counts = np.r_[top, rest], np.r_[few, many * (0 if math.isinf(draws.count) else draws.count - 1)]
+    kept, rank = counts > 0, net.outputs * samples * draws.count
+    return Levels(values[kept], net.outputs * counts[kept], rank, trace, tangent, float(tangent.exponent))
 
 
-def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
+def _with_depth(net: Network, K: Array, samples: float, draws: Draws, k: int | None) -> Levels:
     where = f"theory of {net.name}"
     if net.dropout > 0:
         raise _checks.fail(where, "dropout and stochastic depth together are not covered", 'choose masks="mean"')
     if net.norm != "none":
         raise _checks.fail(where, f"random masks with norm={net.norm!r} are not covered", 'choose masks="mean"')
-    over_depths = _over_depths(net, K, samples, draws.typical)
+    over_depths = _over_depths(net, K, samples, draws.typical, k)
     if draws.count == 1 and draws.shared:
         return over_depths
     if draws.key is None:
@@ -192,8 +216,8 @@ def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
         tangent = net.tangent(jnp.kron(K, jnp.ones((S, S))), net.gate(), np.tile(b, (1, 2)))
         equal, other = tangent.scaled[:S, :S], tangent.scaled[:S, S:]
         parts = (equal + (samples - 1) * other, equal - other)
-        values = np.concatenate([np.asarray(spectra.eigenvalues(part)) for part in parts]) / samples
-        counts = np.repeat([1.0, samples - 1], S)
+        found = [_eigenvalues(part, k) for part in parts]
+        values, counts = np.concatenate(found) / samples, np.repeat([1.0, samples - 1], [one.size for one in found])
     else:
         if samples * S > MOST_ROWS:
             raise _checks.fail(where, f"{samples:g} samples times {S} draws", f"take at most {MOST_ROWS} in all")
@@ -202,16 +226,16 @@ def _with_depth(net: Network, K: Array, samples: float, draws: Draws) -> Levels:
         b = np.asarray(jax.random.bernoulli(draws.key, p[:, None], (net.depth, rows)), float)
         b = np.tile(b, (1, int(samples))) if draws.shared else b
         tangent = net.tangent(jnp.kron(of_samples(K, samples), jnp.ones((S, S))), net.gate(), b)
-        values = np.asarray(spectra.eigenvalues(tangent.scaled))
+        values = _eigenvalues(tangent.scaled, k)
         counts, equal = np.ones(values.size), tangent.scaled
     trace, shift = C * float(jnp.mean(jnp.diagonal(equal))), float(tangent.exponent)
     if math.isinf(draws.count):  # the trace of the expectation is known
         trace = over_depths.trace * 4.0 ** (over_depths.exponent - shift)
     note = f"{S} draws of the masks"
-    return Levels(values, C * counts, trace, tangent, shift, complete=not math.isinf(draws.count), note=note)
+    return Levels(values, C * counts, C * samples * draws.count, trace, tangent, shift, note=note)
 
 
-def _over_depths(net: Network, K: Array, samples: float, typical: bool) -> Levels:
+def _over_depths(net: Network, K: Array, samples: float, typical: bool, k: int | None) -> Levels:
     """Expectation over the number of surviving branches, or its median: a network of n survivors is one of n blocks."""
     P = np.asarray(random_masks.survivors(net.survivals))
     P = np.eye(P.size)[np.searchsorted(np.cumsum(P), 0.5)] if typical else P
@@ -220,8 +244,9 @@ def _over_depths(net: Network, K: Array, samples: float, typical: bool) -> Level
     likely = P > 0
     shift = float(exponents[likely].max())
     kept = zip(P[likely] * 4.0 ** (exponents[likely] - shift), kernels.scaled[likely], strict=True)
-    parts = [(weight, theta, *_spectrum(theta, samples)) for weight, theta in kept]
+    parts = [(weight, theta, *_spectrum(theta, samples, k)) for weight, theta in kept]
     values = np.sum([weight * values for weight, _, values, _ in parts], axis=0)
     trace = sum(weight * float(jnp.mean(jnp.diagonal(theta))) for weight, theta, _, _ in parts)
     note = "at the median number of surviving branches" if typical else "expectation over the number of surviving branches"
-    return Levels(values, net.outputs * parts[0][3], net.outputs * trace, kernels, shift, note=note)
+    C = net.outputs
+    return Levels(values, C * parts[0][3], C * samples, C * trace, kernels, shift, note=note)

@@ -165,6 +165,23 @@ class Network:
         return 1.0 + float(jnp.max(tangent.fresh))
 
 
+def _check_number(where: str, option: str, value: Any, usual: Any) -> None:
+    """Refuse what is no number where one is meant; a word or a wrong sign would end in an error far from here."""
+    if (value is None and usual is None) or (option == "scale" and value == "depth"):
+        return
+    variance = "variance" in option
+    if not variance and not isinstance(usual, float):
+        return
+    sought = np.shape(usual) if option == "variances" else ()
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if numbers.shape != sought or not np.all(np.isfinite(numbers)) or (variance and np.any(numbers < 0)):
+        what = "two numbers" if sought else "a number"
+        raise _checks.fail(where, f"{option}={value!r} is not {what}", f"give {what}{' >= 0' if variance else ''}")
+
+
 def network(name: str, inputs: int, outputs: int, chosen: dict[str, Any]) -> Network:
     if name not in OPTIONS:
         raise _checks.fail("theory.predict", f"name={name!r} is not covered", f"theory covers {', '.join(OPTIONS)}")
@@ -174,6 +191,7 @@ def network(name: str, inputs: int, outputs: int, chosen: dict[str, Any]) -> Net
             raise _checks.fail(where, f"option {option}={value!r} is not covered", f"it covers {', '.join(known)}")
         if option in CHOICES and value not in CHOICES[option]:
             raise _checks.fail(where, f"{option}={value!r} is unknown", f"choose among {CHOICES[option]}")
+        _check_number(where, option, value, known[option])
     net = Network(name, inputs, _checks.integer(where, "outputs", outputs, 1), known | chosen)
     _checks.integer(where, "depth", net.depth, 1)
     width = net.options.get("width")

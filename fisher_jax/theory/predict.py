@@ -33,6 +33,7 @@ def predict(
     bn: str | None = None,
     draws: int | None = None,
     key: Any = None,
+    k: int | None = None,
     **options: Any,
 ) -> Law:
     """The Fisher spectrum of a wide network at initialization, from its architecture alone.
@@ -53,6 +54,7 @@ def predict(
         bn: of batch normalization: "eval": the running statistics of a new network, that is, none; "frozen"; "train": of
             the outputs only.
         draws: of the softmax, 16 unless given, and of the masks of stochastic depth for "average", 256. key: for both.
+        k: the k largest eigenvalues alone, and the trace: what thousands of samples leave time for.
 
     Returns:
         Law, with estimates of how much networks of this width differ. Computed in float64 on the host; to differentiate,
@@ -83,8 +85,9 @@ def predict(
                 raise _checks.fail("theory.predict", "bn is missing", 'give bn="eval", "frozen" or "train"')
         elif bn is not None:
             raise _checks.fail("theory.predict", f"bn={bn!r}, but the model has no batch normalization", "leave bn out")
-        found = levels(net, K, samples, masks, bn, draws, key, softmax)
-        return _law(net, K, samples, found, scale, softmax, masks)
+        k = None if k is None else _checks.integer("theory.predict", "k", k, 1)
+        found = levels(net, K, samples, masks, bn, draws, key, softmax, k)
+        return _law(net, K, samples, found, scale, softmax, k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,17 @@ class MaskLaw:
     largest_of_mean_network: float
     trace_of_mean_network: float
     largest_of_typical: float
+
+    def __repr__(self) -> str:
+        rows = (
+            ("trace of the average over masks", self.trace),
+            ("λ_max of the average over masks", self.largest_of_average),
+            ("average over masks of λ_max", self.average_of_largest),
+            ("λ_max of the mean network", self.largest_of_mean_network),
+            ("trace of the mean network", self.trace_of_mean_network),
+            ("λ_max of the typical network", self.largest_of_typical),
+        )
+        return "\n".join(f"{name:<33} {value:.6g}" for name, value in rows)
 
 
 def over_masks(name: str, *, draws: int = 256, key: Any = None, **arguments: Any) -> MaskLaw:
@@ -133,7 +147,8 @@ def over_masks(name: str, *, draws: int = 256, key: Any = None, **arguments: Any
 def _inputs(inputs: Any, samples: Any, x: Any, kernel: Any, cosine: float) -> tuple[Array, float, int]:
     """(kernel `(N, N)` or of two inputs, N, d)."""
     where = "theory.predict"
-    if x is not None:
+    measured = x is not None
+    if measured:
         x = jnp.asarray(np.asarray(x), float)
         if x.ndim != 2 or kernel is not None:
             raise _checks.fail(where, f"x of shape {x.shape}", "give x (N, d), without kernel")
@@ -147,7 +162,10 @@ def _inputs(inputs: Any, samples: Any, x: Any, kernel: Any, cosine: float) -> tu
         K = as_kernel(np.asarray(kernel))
         _checks.finite(where, "kernel", K, "give finite data")
         host = np.asarray(K)
-        if not np.allclose(host, host.T, rtol=1e-5) or np.linalg.eigvalsh(host)[0] < -1e-5 * np.abs(host).max():
+        # Of x it is one, and the check takes as long as the spectrum.
+        if not measured and (
+            not np.allclose(host, host.T, rtol=1e-5) or np.linalg.eigvalsh(host)[0] < -1e-5 * np.abs(host).max()
+        ):
             raise _checks.fail(where, f"kernel of shape {K.shape} is no matrix of inner products", "give x·x'/d, or x=...")
         if samples not in (None, K.shape[0]):
             raise _checks.fail(where, f"samples={samples} differs from the kernel of shape {K.shape}", "leave samples out")
@@ -175,10 +193,13 @@ def _likelihood(likelihood: Any) -> tuple[float, bool]:
     )
 
 
-def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, masks: Any) -> Law:
+def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, k: int | None) -> Law:
     order = np.argsort(-found.values)
     order = order[np.isfinite(found.counts[order])]  # of infinitely many samples, the outliers
     values, counts = found.values[order] * scale, found.counts[order]
+    if k is not None:
+        counts = np.clip(k - np.cumsum(counts) + counts, 0, counts)
+        values, counts = values[counts > 0], counts[counts > 0]
     factor = 4.0**found.exponent if found.exponent < 510 else math.inf
     shift = found.exponent * math.log(4)
     largest, trace = float(values[0]), scale * float(found.trace)
@@ -186,11 +207,11 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
     deviation, bias = _finite_width(net, net.randomness(found.tangent))
     deviation = math.hypot(deviation, found.spread**0.5)
     N = samples
-    _warn(net, samples, deviation, values, counts, 0 if softmax else outliers)
+    _warn(net, K, samples, deviation, values, counts, found.rank, trace, 0 if softmax else outliers)
     info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
     info += [("drawn", found.note)] if found.note else []
     with np.errstate(over="ignore", invalid="ignore"):
-        frobenius = float(np.sqrt(np.sum(counts * values**2)) * factor) if found.complete and math.isfinite(N) else math.nan
+        frobenius = float(np.sqrt(np.sum(counts * values**2)) * factor) if counts.sum() == found.rank else math.nan
         return Law(
             values=values * factor,  # type: ignore[arg-type]
             counts=counts,  # type: ignore[arg-type]
@@ -198,7 +219,7 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
             frobenius=frobenius,
             outliers=outliers,
             size=net.size,
-            dual_size=int(np.sum(counts)) if math.isfinite(N) and found.complete else net.size,
+            dual_size=int(found.rank) if math.isfinite(found.rank) else net.size,
             log_trace=math.log(trace) + shift if trace > 0 else -math.inf,
             log_lambda_max=math.log(largest) + shift if largest > 0 else -math.inf,
             deviation=deviation,
@@ -222,23 +243,32 @@ def _finite_width(net: Network, randomness: float) -> tuple[float, float]:
     return math.sqrt(2.5 * randomness / net.stream), excess / net.stream
 
 
-def _warn(net: Network, samples: float, deviation: float, values: np.ndarray, counts: np.ndarray, outliers: int) -> None:
+def _warn(
+    net: Network,
+    K: Array,
+    samples: float,
+    deviation: float,
+    values: np.ndarray,
+    counts: np.ndarray,
+    rank: float,
+    trace: float,
+    outliers: int,
+) -> None:
     if deviation > 0.5:
         message = (
             f"theory of {net.name}: at depth {net.depth} and width {net.stream} one network may differ by "
             f"{100 * deviation:.0f} %; the prediction holds for widths far above the depth"
         )
         warnings.warn(message, stacklevel=4)
-    if (
-        not outliers
-        or math.isinf(samples)
-        or samples == 1
-        or values.size == 1
-        or (deviation == 0 and values.size == samples)
-    ):
+    exact = deviation == 0 and K.shape[0] == samples
+    if not outliers or math.isinf(samples) or samples == 1 or exact:
         return
     below = values < values[0]
-    bulk = np.average(values[below], weights=counts[below]) if below.any() else values[0]
+    many, bulk = counts[~below].sum(), values[0]
+    if many < rank < math.inf:  # also where the values are the k largest alone
+        bulk = (trace - many * values[0]) / (rank - many)
+    elif below.any():
+        bulk = np.average(values[below], weights=counts[below])
     if values[0] < bulk * (1 + math.sqrt(samples / net.stream)) ** 2:
         message = (
             f"theory of {net.name}: λ_max={values[0]:.3g} does not stand out of the bulk, whose fluctuations at width "

@@ -4,10 +4,14 @@ The nonzero eigenvalues of F are those of `Θ/N`, Θ over samples and outputs. A
 each eigenvalue of the `(N, N)` kernel of one output occurs C times.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
 
 Array = jax.Array
 
@@ -28,6 +32,20 @@ def two_levels(theta1: Any, theta2: Any, samples: float) -> tuple[Array, Array]:
 def eigenvalues(theta: Array) -> Array:
     """All N eigenvalues of `Θ/N`, descending; each occurs C times in F."""
     return jnp.linalg.eigvalsh(theta)[..., ::-1] / theta.shape[-1]
+
+
+def largest(theta: Any, k: int) -> np.ndarray:
+    """The k largest of `eigenvalues`, k < N, by Lanczos iteration (ARPACK) in place of the whole `(N, N)` problem."""
+    theta = np.asarray(theta)
+    return _largest(lambda v: theta @ v, len(theta), k) / len(theta)
+
+
+def _largest(product: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> np.ndarray:
+    operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
+    start = np.random.default_rng(0).normal(size=size)  # ARPACK's own differs from call to call
+    tol: Any = 1e-6
+    values = scipy.sparse.linalg.eigsh(operator, k, which="LA", v0=start, tol=tol, return_eigenvectors=False)
+    return np.sort(values)[::-1]
 
 
 def mean_subtracted(theta: Array) -> Array:
@@ -91,15 +109,30 @@ def softmax_eigenvalues(theta: Array, p: Array) -> Array:
     return jnp.linalg.eigvalsh((K + K.T) / 2)[::-1] / N
 
 
+def softmax_largest(theta: Any, p: Any, k: int) -> np.ndarray:
+    """The k largest of `softmax_eigenvalues`, k < N C, from products with Θ alone: no matrix of N C rows is formed."""
+    theta, p = np.asarray(theta), np.asarray(p)
+    root = np.sqrt(p)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        u = root * v.reshape(p.shape)
+        u = theta @ (u - p * u.sum(1, keepdims=True))  # Θ B v
+        return (root * (u - np.sum(p * u, 1, keepdims=True))).ravel()  # Bᵀ
+
+    return _largest(product, p.size, k) / len(p)
+
+
 def output_fisher(p: Array) -> Array:
     """`Q_n = diag(p_n) − p_n p_nᵀ`, `(N, C, C)`."""
     return p[:, :, None] * jnp.eye(p.shape[1], dtype=p.dtype)[None] - p[:, :, None] * p[:, None, :]
 
 
+@functools.partial(jax.jit, static_argnames=("outputs", "draws"))
 def softmax_probabilities(covariance: Array, outputs: int, key: Array, draws: int) -> Array:
     """Softmax of `draws` networks at initialization, `(draws, N, C)`: independent Gaussian outputs of this covariance."""
-    values, Q = jnp.linalg.eigh(covariance)
-    root = Q * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+    # Equal samples make it singular: rounding is lifted above zero.
+    lift = 10 * covariance.shape[0] * jnp.finfo(covariance.dtype).eps * jnp.max(jnp.diagonal(covariance))
+    root = jnp.linalg.cholesky(covariance + lift * jnp.eye(covariance.shape[0], dtype=covariance.dtype))
     z = jax.random.normal(key, (draws, covariance.shape[0], outputs), covariance.dtype)
     return jax.nn.softmax(jnp.einsum("nm,smc->snc", root, z, precision="highest"), axis=-1)
 
