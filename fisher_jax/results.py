@@ -237,7 +237,10 @@ class PhaseDiagram:
                 measured = np.asarray(getattr(self, f"measured_{name}"), np.float64).mean(axis=-1)
                 off = np.quantile(np.abs(measured / predicted - 1), (0.5, 0.9))
                 rows.append(
-                    (f"  mean of {networks} networks against it", f"within {off[0]:.1%} at half, {off[1]:.1%} at 90 % of the points")
+                    (
+                        f"  mean of {networks} networks against it",
+                        f"within {off[0]:.1%} at half, {off[1]:.1%} at 90 % of the points",
+                    )
                 )
         return _aligned(rows)
 
@@ -328,15 +331,15 @@ class Separability:
         seeds = self.angle.shape[0]
         lines = [f"{self.kind}, {seeds} networks: predicted, and mean ± standard error"]
         lines.append("depth" + "".join(f"  {name:>30}" for name in ("angle", "|h|²", "|h − h'|²", "co-activation")))
-        for l in range(self.angle.shape[1]):
+        for depth in range(self.angle.shape[1]):
             cells = []
             for name in names:
                 values = np.asarray(getattr(self, name), np.float64)
-                if l < values.shape[1]:
-                    predicted = float(getattr(self, f"predicted_{name}")[l])
-                    error = values[:, l].std(ddof=1) / seeds**0.5
-                    cells.append(f"{predicted:.4g}, {values[:, l].mean():.4g} ± {error:.2g}")
-            lines.append(f"{l:>5}" + "".join(f"  {cell:>30}" for cell in cells))
+                if depth < values.shape[1]:
+                    predicted = float(getattr(self, f"predicted_{name}")[depth])
+                    error = values[:, depth].std(ddof=1) / seeds**0.5
+                    cells.append(f"{predicted:.4g}, {values[:, depth].mean():.4g} ± {error:.2g}")
+            lines.append(f"{depth:>5}" + "".join(f"  {cell:>30}" for cell in cells))
         return "\n".join(lines)
 
 
@@ -357,10 +360,10 @@ class ClassErrors:
     def __repr__(self) -> str:
         lines = [f"{self.kind}, {self.bound.shape[0]} networks"]
         lines.append(f"depth  {'bound':>10}  {'error':>10}  {'bound, infinite width':>21}  {'error, infinite width':>21}")
-        for l in range(self.bound.shape[1]):
-            bound, error = (float(np.asarray(a, np.float64)[:, l].mean()) for a in (self.bound, self.error))
-            wide = f"{float(self.predicted_bound[l]):>21.4g}  {float(self.predicted_error[l]):>21.4g}"
-            lines.append(f"{l:>5}  {bound:>10.4g}  {error:>10.4g}  {wide}")
+        for depth in range(self.bound.shape[1]):
+            bound, error = (float(np.asarray(a, np.float64)[:, depth].mean()) for a in (self.bound, self.error))
+            wide = f"{float(self.predicted_bound[depth]):>21.4g}  {float(self.predicted_error[depth]):>21.4g}"
+            lines.append(f"{depth:>5}  {bound:>10.4g}  {error:>10.4g}  {wide}")
         return "\n".join(lines)
 
 

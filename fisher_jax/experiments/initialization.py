@@ -1,4 +1,4 @@
-"""What the initialization decides: variances of weights and biases, Gaussian or orthogonal weights, weights after training."""
+"""What the initialization decides: variances of weights and biases, Gaussian or orthogonal, random or trained weights."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from flax import nnx
 from fisher_jax import _checks, data, models, train
 from fisher_jax.fisher import fisher
 from fisher_jax.likelihoods import Categorical, Gaussian
+from fisher_jax.models.blocks import MOMENTUM, WEIGHTS
 from fisher_jax.results import PhaseDiagram, Pretraining, WeightEnsembles, provenance
 from fisher_jax.spectrum import spectrum
 from fisher_jax.theory import edge_of_chaos, spectra
@@ -68,6 +69,7 @@ def phase_diagram(
     grid = [_variances(where, name, v) for name, v in (("weight", weight_variances), ("bias", bias_variances))]
     depth, width = _checks.integer(where, "depth", depth, 1), _checks.integer(where, "width", width, 1)
     seeds = _checks.integer(where, "seeds", seeds, 0)
+    samples = _checks.integer(where, "samples", samples, 2)
     x = equiangular(where, samples, width, cosine)
     if seeds and key is None:
         raise _checks.fail(where, f"seeds={seeds} without key", "give key=jax.random.key(seed)")
@@ -76,8 +78,8 @@ def phase_diagram(
     shape = (grid[0].size, grid[1].size)
 
     def theory(weight_variance: Array, bias_variance: Array) -> tuple[Array, ...]:
-        variances = {"weight_variance": weight_variance, "bias_variance": bias_variance}
-        theta = mlp(cosine, [width] * depth, Gate(phi), **variances).theta
+        layers = [width] * depth
+        theta = mlp(cosine, layers, Gate(phi), weight_variance=weight_variance, bias_variance=bias_variance).theta
         largest, bulk = spectra.two_levels(theta[0, 0], theta[0, 1], samples)
         return edge_of_chaos.susceptibility(phi, weight_variance, bias_variance), theta[0, 0], largest, bulk
 
@@ -86,20 +88,22 @@ def phase_diagram(
 
     def network(point: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         weight_variance, bias_variance, key = point
-        unit = {"weight_variance": 1.0, "bias_variance": 1.0}
-        options = {"activation": activation, "depth": depth, "width": width} | unit
+        options: dict[str, Any] = {"activation": activation, "depth": depth, "width": width}
+        options |= {"weight_variance": 1.0, "bias_variance": 1.0}
         model = models.build("mlp", inputs=width, outputs=1, key=key, **options)
         for layer in model.layers:
             layer.kernel[...] = jnp.sqrt(weight_variance) * layer.kernel[...]
             layer.bias[...] = jnp.sqrt(bias_variance) * layer.bias[...]
-        return levels(model, x)
+        return levels(model, jnp.asarray(x))
 
-    measured = np.zeros((3, 0))
-    if seeds:
-        repeated = (jnp.asarray(np.repeat(a, seeds), jnp.float32) for a in (weights, biases))
-        points = (*repeated, jax.random.split(key, weights.size * seeds))
-        measured = np.asarray(jax.jit(lambda points: jax.lax.map(network, points, batch_size=TOGETHER))(points))
-    traces, tops, bulks = (jnp.asarray(a).reshape(*shape, seeds) for a in measured)
+    measured = [np.zeros(0)] * 3
+    if key is not None and seeds:
+        # In float64: deep in the ordered phase the bulk is a millionth of λ_max.
+        with jax.enable_x64(True):
+            points = (np.repeat(weights, seeds), np.repeat(biases, seeds), jax.random.split(key, weights.size * seeds))
+            program = jax.jit(lambda points: jax.lax.map(network, points, batch_size=TOGETHER))
+            measured = [np.asarray(a) for a in program(points)]
+    traces, tops, bulks = (jnp.asarray(a.reshape(*shape, seeds), jnp.float32) for a in measured)
     settings = {"depth": depth, "width": width, "samples": samples, "cosine": cosine, "networks": seeds}
     return PhaseDiagram(
         weight_variances=jnp.asarray(grid[0], jnp.float32),
@@ -129,9 +133,9 @@ def orthogonal_against_gaussian(
 ) -> WeightEnsembles:
     """Trace and λ_max of many networks with Gaussian weights, and of as many with orthogonal ones of equal variance.
 
-    Their kernels have the same limit at large width, but the lengths of vectors fluctuate in a Gaussian layer, by √(2/M) of
-    their squares, and not in an orthogonal one. A deep linear network of orthogonal layers has no fluctuation at all; one
-    of L Gaussian layers has, to first order in 1/M,
+    Their kernels have the same limit at large width, but a Gaussian layer changes the square of a length by √(2/M) of it, an
+    orthogonal one not at all. So for a linear network of L layers and one sample: zero for orthogonal weights, and for
+    Gaussian ones, to first order in 1/M,
 
         Var(trace)/trace² = (1/L²) Σ_{l,m} (1 + 2/M)^{L − 1 − |l − m|} − 1
 
@@ -156,12 +160,14 @@ def orthogonal_against_gaussian(
 
     def ensemble(weights: str) -> tuple[Array, Array]:
         def network(key: Array) -> tuple[Array, Array]:
-            return levels(models.build(name, inputs=inputs, outputs=1, key=key, weights=weights, **options), x)[:2]
+            return levels(models.build(name, inputs=inputs, outputs=1, key=key, weights=weights, **options), jnp.asarray(x))[
+                :2
+            ]
 
-        keys = jax.random.split(jax.random.fold_in(key, models.blocks.WEIGHTS.index(weights)), seeds)
+        keys = jax.random.split(jax.random.fold_in(key, WEIGHTS.index(weights)), seeds)
         return jax.jit(lambda keys: jax.lax.map(network, keys, batch_size=TOGETHER))(keys)
 
-    (trace, largest), (trace_orthogonal, largest_orthogonal) = (ensemble(w) for w in ("gaussian", "orthogonal"))
+    (trace, largest), (trace_orthogonal, largest_orthogonal) = (ensemble(weights) for weights in WEIGHTS)
     return WeightEnsembles(
         trace=jnp.stack([trace, trace_orthogonal]),
         lambda_max=jnp.stack([largest, largest_orthogonal]),
@@ -214,14 +220,14 @@ def levels(model: Any, x: Array) -> tuple[Array, Array, Array]:
     return trace, largest, (trace - largest) / (K.shape[0] - 1)
 
 
-def equiangular(where: str, samples: int, inputs: int, cosine: float) -> Array:
+def equiangular(where: str, samples: int, inputs: int, cosine: float) -> np.ndarray:
     """N inputs `(N, d)` with |x|² = d and this cosine between any two: those of a kernel of two values."""
     inputs = _checks.integer(where, "inputs", inputs, 2)
-    samples = _checks.integer(where, "samples", samples, 2, inputs, f"give at most as many as inputs, {inputs}")
-    if not -1 / (samples - 1) < cosine < 1:
+    samples = _checks.integer(where, "samples", samples, 1, inputs, f"give from 1 to as many as inputs, {inputs}")
+    if not -1 / max(samples - 1, 1) < cosine < 1:
         raise _checks.fail(where, f"cosine={cosine!r} between {samples} samples", "give a number in (-1/(samples - 1), 1)")
     root = np.linalg.cholesky((1 - cosine) * np.eye(samples) + cosine)
-    return jnp.asarray(np.pad(inputs**0.5 * root, ((0, 0), (0, inputs - samples))), jnp.float32)
+    return np.pad(inputs**0.5 * root, ((0, 0), (0, inputs - samples)))
 
 
 def settle_statistics(model: nnx.Module, x: Any) -> None:
@@ -230,7 +236,7 @@ def settle_statistics(model: nnx.Module, x: Any) -> None:
         return
     model.train()
     # What they held before fades by the momentum with each pass.
-    for _ in range(int(np.ceil(np.log(1e-6) / np.log(models.blocks.MOMENTUM)))):
+    for _ in range(int(np.ceil(np.log(1e-6) / np.log(MOMENTUM)))):
         model(jnp.asarray(x))
     model.eval()
 

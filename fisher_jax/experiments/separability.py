@@ -193,8 +193,9 @@ def preactivations(model: Any, h: list[Array]) -> list[Array]:
 def build(kind: str, depth: int, width: int, key: Array) -> Any:
     """The network of a kind with so many hidden layers or blocks."""
     name, options = KINDS[kind]
-    sizes = {"mlp": {"depth": depth + 1, "width": width}, "densemlp": {"depth": depth, "growth": width}}
-    return models.build(name, inputs=width, outputs=1, key=key, **(sizes.get(name, {"depth": depth}) | options))
+    sizes: dict[str, Any] = {"mlp": {"depth": depth + 1, "width": width}, "densemlp": {"depth": depth, "growth": width}}
+    chosen: dict[str, Any] = sizes.get(name, {"depth": depth}) | options
+    return models.build(name, inputs=width, outputs=1, key=key, **chosen)
 
 
 def _over_seeds(network: Any, seeds: int, key: Array) -> Any:

@@ -107,9 +107,13 @@ def edge(phi: Dual, bias_variances: Any) -> np.ndarray:
             return np.full(bias_variances.shape, at(1.0)[0])
         found = []
         for bias_variance in bias_variances:
+
+            def missing(q: float, bias_variance: float = bias_variance) -> float:
+                return at(q)[1] - bias_variance
+
             high = 1.0
-            while at(high)[1] <= bias_variance:
+            while missing(high) <= 0:
                 high *= 2
-            root = scipy.optimize.brentq(lambda q: at(q)[1] - bias_variance, 0.0, high, xtol=1e-14)
+            root: Any = scipy.optimize.brentq(missing, 0.0, high, xtol=1e-14)
             found.append(at(root)[0])
         return np.asarray(found)
