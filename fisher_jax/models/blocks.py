@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ PARAMETRIZATIONS = ("standard", "ntk")
 SCHEDULES = ("uniform", "linear")
 # Of running statistics: they forget in some ten steps, so that those of a short training are its last ones.
 MOMENTUM = 0.9
+# Vectors that are made orthogonal to all before in one product.
+PANEL = 64
 
 
 def one_of(model: str, name: str, value: Any, choices: Sequence[Any]) -> Any:
@@ -96,9 +99,36 @@ def _times(factor: float, a: jax.Array) -> jax.Array:
     return a if factor == 1.0 else factor * a
 
 
+@partial(jax.jit, static_argnums=1)
 def orthogonal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Uniformly random, with orthonormal rows or columns, whichever are fewer, times √max(shape): unit variance."""
-    return jax.nn.initializers.orthogonal(math.sqrt(max(shape)))(key, shape, jnp.float32)
+    """Uniformly random, with orthonormal rows or columns, whichever are fewer, times √max(shape): unit variance.
+
+    Gram–Schmidt on Gaussian vectors, panel by panel and each twice, in products alone: LAPACK's QR, called by several
+    threads of XLA at a time, was seen to wait for itself forever (OpenBLAS 0.3.30 on two cores).
+    """
+    few, many = min(shape), max(shape)
+    panels = -(-few // PANEL)
+    # Rows that only fill the last panel have no direction left where the matrix is square: they are zero.
+    real = (jnp.arange(panels * PANEL) < few).reshape(panels, PANEL)
+    vectors = jax.random.normal(key, (panels, PANEL, many), jnp.float32)
+
+    def without(W: jax.Array, Q: jax.Array) -> jax.Array:
+        return W - jnp.matmul(jnp.matmul(W, Q.T, precision="highest"), Q, precision="highest")
+
+    def panel(i: jax.Array, Q: jax.Array) -> jax.Array:
+        def row(j: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            W, done = state
+            w = without(W[j][None], done)[0]
+            return W, done.at[j].set(jnp.where(real[i, j], w / jnp.linalg.norm(w), 0))
+
+        W = vectors[i]
+        for _ in range(2):
+            W = without(W, Q)
+            W = jax.lax.fori_loop(0, PANEL, row, (W, jnp.zeros_like(W)))[1]
+        return jax.lax.dynamic_update_slice(Q, W, (i * PANEL, 0))
+
+    Q = jax.lax.fori_loop(0, panels, panel, jnp.zeros((panels * PANEL, many), jnp.float32))[:few]
+    return math.sqrt(many) * (Q if shape[0] <= shape[1] else Q.T)
 
 
 class Scalar(nnx.Module):

@@ -6,6 +6,7 @@
 from fisher_jax.theory import concatenation as concatenation
 from fisher_jax.theory import conditional as conditional
 from fisher_jax.theory import duals as duals
+from fisher_jax.theory import edge_of_chaos as edge_of_chaos
 from fisher_jax.theory import learning_rate as learning_rate
 from fisher_jax.theory import masks as masks
 from fisher_jax.theory import mlp as mlp

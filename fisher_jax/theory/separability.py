@@ -19,15 +19,16 @@ Array = jax.Array
 def mixing(kind: str, depth: int, growth: float = 1.0) -> np.ndarray:
     """The share of each layer or block `(depth,)`.
 
-    "mlp" 1; "skip two" 1/2; "population" (batch norm) 1/(l + 3); "concatenating" κ/(1 + (l + 1) κ), κ = growth over inputs;
-    "depth" (1/√L) 1/(L + 1).
+    "mlp" 1; "skip two" and "skip one" (pre, He) 1/2; "population" (batch norm) 1/(l + 3); "concatenating"
+    κ/(1 + (l + 1) κ), κ = growth over inputs; "depth" (1/√L) 1/(L + 1).
 
-    Reference: Furusho and Ikeda, ACML 2019, Thms 2, 5, 6 (Eq. 10-12, quoted); the last two derived.
+    Reference: Furusho and Ikeda, ACML 2019, Thms 2, 5, 6 (Eq. 10-12, quoted); "skip one" and the last two derived.
     """
     block = np.arange(depth)
     shares = {
         "mlp": np.ones(depth),
         "skip two": np.full(depth, 0.5),
+        "skip one": np.full(depth, 0.5),
         "population": 1 / (block + 3),
         "concatenating": growth / (1 + (block + 1) * growth),
         "depth": np.full(depth, 1 / (depth + 1)),
