@@ -284,6 +284,8 @@ def laws(laws: dict[int, Law], title: str | None = None) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     lost = ", ".join(str(depth) for depth in sorted(set(laws) - set(depths)))
     note = f"not drawn, above 10³⁰⁸: depth {lost}" if lost else ""
+    figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
+    return figure
 
 
 def phase_diagram(result: PhaseDiagram, title: str | None = None) -> Figure:
