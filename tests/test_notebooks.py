@@ -6,7 +6,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-LONG = ("02_whole_spectrum", "04_model_zoo", "06_theory_vs_measurement")
+LONG = (
+    "02_whole_spectrum",
+    "04_model_zoo",
+    "06_theory_vs_measurement",
+    "08_initialization_and_separability",
+)
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
