@@ -39,7 +39,7 @@ fj.plot.phase_diagram(phases, "tanh perceptrons, theory above, networks below")
 
 # %% [markdown]
 # The point of the literature, σ_b² = 0.05 and σ_w² = 1.76, lies on the line; without biases it begins at σ_w = 1/φ'(0). For
-# ReLU χ = σ_w²/2 whatever the biases, so that the edge is the line σ_w² = 2, on which the variance diverges if there are any.
+# ReLU χ = σ_w²/2 whatever the biases: the edge is the line σ_w² = 2, on which the variance diverges if there are any.
 #
 # Theory is a limit of wide networks. Where it has no outlier, deep in the chaotic phase, λ_max of a finite network is set by
 # the width of the bulk, above the prediction.
@@ -84,7 +84,7 @@ plt.show()
 # The same networks at random initialization and after five epochs on digits, their whole spectra on 100 held-out samples, in
 # evaluation mode; batch norm with the statistics of the training data at both times. Softmax outputs carry diag(p) − p pᵀ,
 # which goes to zero where a network becomes certain. So a spectrum that began high comes down with the loss; the plain
-# perceptron, whose gradients begin small, gains first, and shows the C − 1 = 9 outliers only once it has learned the classes.
+# perceptron, whose gradients begin small, gains first, and shows the C − 1 = 9 outliers only once it knows the classes.
 
 # %%
 trained = fj.experiments.pretraining(key=key)
