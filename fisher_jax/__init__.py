@@ -33,7 +33,9 @@ from fisher_jax.operators import MatrixOperator as MatrixOperator
 from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import EigenResult as EigenResult
+from fisher_jax.results import Generalization as Generalization
 from fisher_jax.results import Law as Law
+from fisher_jax.results import LearningRates as LearningRates
 from fisher_jax.results import Plan as Plan
 from fisher_jax.results import Spectrum as Spectrum
 from fisher_jax.results import Summary as Summary
