@@ -31,7 +31,7 @@ def learning_rate(
     factors: Sequence[float] = FACTORS,
     momentum: float = 0.0,
     steps: int = 300,
-    offset: float = 0.05,
+    offset: float = 0.01,
     outputs: int | None = None,
     masks: Any = None,
     bn: str | None = None,
@@ -100,7 +100,7 @@ def learning_rate(
     rise = (1 + momentum) / (1 - momentum)
     labels = start + offset / rise * jax.random.uniform(k_labels, start.shape, start.dtype, -1.0, 1.0)
 
-    def losses(c: Sequence[float]) -> np.ndarray:
+    def losses(c: Any) -> np.ndarray:
         rates = limit * jnp.asarray(c, start.dtype)
         return np.asarray(_losses(net, x, scale, labels, rates, momentum=momentum, steps=steps))
 
