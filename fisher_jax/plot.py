@@ -240,7 +240,7 @@ def learning_rate(results: LearningRates | dict[str, LearningRates], title: str 
         color = colormaps["viridis"](0.9 * i / max(1, len(results) - 1))
         c, transient = (np.asarray(a, np.float64) for a in (result.factors, result.transient))
         left = ~np.isfinite(transient)
-        label = " ".join(part for part in (name, f"{result.lower:.3f} ... {result.upper:.3f}") if part)
+        label = f"{name}: " * bool(name) + f"{result.lower:.3f} ... {result.upper:.3f}"
         axis.plot(c, np.where(left, edge, transient), "-", lw=1, color=color)
         axis.plot(c[~left], transient[~left], "o", ms=3.5, color=color, label=label)
         axis.plot(c[left], np.full(left.sum(), edge), "^", ms=6, color=color)
@@ -255,7 +255,7 @@ def learning_rate(results: LearningRates | dict[str, LearningRates], title: str 
 
 
 def generalization(result: Generalization, title: str | None = None) -> Figure:
-    """Gap of each kind with its standard error over seeds; below its name the training loss; stability where it is known.
+    """Gap of each kind with its standard error over seeds; stability where it is known; below, training loss and bound.
 
     Args:
         result: from `fj.experiments.linear_generalization` or `fj.experiments.generalization`. title: above the picture.
@@ -269,7 +269,7 @@ def generalization(result: Generalization, title: str | None = None) -> Figure:
         )
     gap, train = (np.asarray(a, np.float64) for a in (result.gap, result.train))
     kinds, seeds = np.arange(len(gap)), gap.shape[1]
-    figure = Figure(figsize=(max(5.0, 1.1 * len(gap)), 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.3 * len(gap)), 4.2), dpi=160, layout="constrained")
     axis = figure.subplots()
     error = gap.std(axis=1, ddof=1) / seeds**0.5 if seeds > 1 else None
     axis.bar(kinds, gap.mean(axis=1), 0.55, yerr=error, color=INK, ecolor=QUIET, capsize=4, label="gap, mean ± s.e.")
@@ -277,13 +277,16 @@ def generalization(result: Generalization, title: str | None = None) -> Figure:
     if result.stability is not None:
         stability = np.median(np.asarray(result.stability, np.float64), axis=1)
         axis.plot(kinds, stability, "D", ms=6, mfc="white", color=ACCENT, label="leave-one-out stability, median")
-    names = [f"{name}\n{np.median(loss):.1e}" for name, loss in zip(result.names, train, strict=True)]
-    axis.set_xticks(kinds, names, fontsize=8)
-    axis.set(ylabel="test − training loss", xlabel="median training loss below each name")
+    names = [f"{name}\ntraining loss {np.median(loss):.1e}" for name, loss in zip(result.names, train, strict=True)]
+    if result.bound is not None:
+        bounds = np.median(np.asarray(result.bound, np.float64), axis=1)
+        names = [f"{name}\nbound {bound:.0e}" for name, bound in zip(names, bounds, strict=True)]
+    axis.set_xticks(kinds, names, fontsize=7)
+    axis.set_ylabel("test − training loss")
     axis.grid(True, axis="y", color="#e6e8eb", lw=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-LONG = ("02_whole_spectrum", "04_model_zoo")
+LONG = ("02_whole_spectrum", "04_model_zoo", "07_learning_rate_and_generalization")
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 

@@ -54,8 +54,8 @@ def linear_generalization(
     identity if that is less.
 
     With N < D many networks fit the data, and the gap depends on which one is found. With N >= D there is a single map of
-    least loss, and all networks that reach it have the same gap. For N >= D − 2 and N <= D + 3 the gap has no finite
-    variance over data sets: compare the kinds seed by seed.
+    least loss, and all networks that reach it have the same gap. With |N − D| <= 3 the gap has no finite variance over data
+    sets, with |N − D| <= 1 no finite mean: compare the kinds seed by seed.
 
     Args:
         samples: N. features: D, inputs and outputs. matrices: L, even. noise: standard deviation of a label's component.

@@ -55,7 +55,7 @@ def learning_rate(
         x: inputs, leading axis N. masks, bn: as in `fj.fisher`: bn="frozen" for the statistics of x as constants.
         factors: c, ascending. momentum: β of the heavy ball. steps: of each run. A factor of 1 + δ shows only after some
             1/δ steps.
-        offset: largest distance of a label from the output, in units of the outputs.
+        offset: largest distance of a label from the output, over the root mean square of the outputs.
         key: JAX random key, for weights and labels.
         progress: called with (runs done, runs in all).
 
@@ -98,7 +98,9 @@ def learning_rate(
         raise _checks.fail(where, f"λ_max={largest}: no rate is too large", "check the weights and the data")
     limit = float(theory.learning_rate.gradient_descent(largest, momentum))
     rise = (1 + momentum) / (1 - momentum)
-    labels = start + offset / rise * jax.random.uniform(k_labels, start.shape, start.dtype, -1.0, 1.0)
+    # Far from the start in outputs is far in λ_max, and next to it is rounding.
+    unit = offset * (float(jnp.sqrt(jnp.mean(start**2))) or 1.0)
+    labels = start + unit / rise * jax.random.uniform(k_labels, start.shape, start.dtype, -1.0, 1.0)
 
     def losses(c: Any) -> np.ndarray:
         rates = limit * jnp.asarray(c, start.dtype)
