@@ -192,6 +192,14 @@ def test_with_enough_samples_every_linear_network_is_least_squares(optimized):
     assert np.all(left_out[1:].mean(axis=2) > 0) and np.all(train[1:] <= train[0] * (1 + 1e-4))
 
 
+def test_as_many_samples_as_features_tell_the_teacher(optimized):
+    """Without noise, and not with one sample less."""
+    settings = {"samples": 3, "features": 3, "matrices": 2, "noise": 0.0, "seeds": 9, "steps": 6000, "key": KEY}
+    found = fj.experiments.linear_generalization(**settings)
+    assert np.all(np.median(np.asarray(found.test)[1:], axis=1) < 1e-4)
+    assert np.all(np.median(np.asarray(found.stability)[1:], axis=1) > 1e-3)
+
+
 def paired(found):
     gap = np.asarray(found.gap, np.float64)
     for more, less in ((0, 1), (1, 2)):
