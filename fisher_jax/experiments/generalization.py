@@ -183,7 +183,7 @@ def generalization(
 
     Full-batch gradient descent with momentum β = 0.9 on (1/2N) Σ |f − y|², at a tenth of 2 (1 + β)/λ_max of each network at
     the start (at a half, units of narrow ReLU networks died for good); a network that has reached the loss asked for stays
-    as it is. All seeds of a variant are one program.
+    as it is. Without masks, and with the running statistics of batch norm. All seeds of a variant are one program.
 
     Args:
         variants: of each name, an architecture of `fj.models` and its options.
