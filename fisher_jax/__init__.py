@@ -34,7 +34,9 @@ from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import ClassErrors as ClassErrors
 from fisher_jax.results import EigenResult as EigenResult
+from fisher_jax.results import Generalization as Generalization
 from fisher_jax.results import Law as Law
+from fisher_jax.results import LearningRates as LearningRates
 from fisher_jax.results import PhaseDiagram as PhaseDiagram
 from fisher_jax.results import Plan as Plan
 from fisher_jax.results import Pretraining as Pretraining

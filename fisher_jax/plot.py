@@ -12,7 +12,9 @@ from fisher_jax import _checks
 from fisher_jax.results import (
     ClassErrors,
     EigenResult,
+    Generalization,
     Law,
+    LearningRates,
     PhaseDiagram,
     Pretraining,
     Separability,
@@ -453,4 +455,78 @@ def class_errors(results: ClassErrors | dict[str, ClassErrors], title: str | Non
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     note = "lines: infinite width; points: networks, mean and standard error"
     figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
+    return figure
+
+
+def learning_rate(results: LearningRates | dict[str, LearningRates], title: str | None = None) -> Figure:
+    """The transient, largest loss over the first, by the rate over its limit: it rises like a wall where the limit is right.
+
+    Args:
+        results: from `fj.experiments.learning_rate`, several with their names. title: above the picture.
+
+    Returns:
+        matplotlib Figure. Runs that overflowed are arrows at the upper edge.
+    """
+    results = results if isinstance(results, dict) else {"": results}
+    if not results or not all(isinstance(result, LearningRates) for result in results.values()):
+        raise _checks.fail(
+            "plot.learning_rate", "results are no LearningRates", "give fj.experiments.learning_rate(...), or a dict of them"
+        )
+    figure = Figure(figsize=(7.5, 4.2), dpi=160, layout="constrained")
+    axis = figure.subplots()
+    finite = [t for result in results.values() for t in np.asarray(result.transient, np.float64) if np.isfinite(t)]
+    edge = 10 * max(finite, default=1.0)
+    for i, (name, result) in enumerate(results.items()):
+        color = colormaps["viridis"](0.9 * i / max(1, len(results) - 1))
+        c, transient = (np.asarray(a, np.float64) for a in (result.factors, result.transient))
+        left = ~np.isfinite(transient)
+        label = f"{name}: " * bool(name) + f"{result.lower:.3f} ... {result.upper:.3f}"
+        axis.plot(c, np.where(left, edge, transient), "-", lw=1, color=color)
+        axis.plot(c[~left], transient[~left], "o", ms=3.5, color=color, label=label)
+        axis.plot(c[left], np.full(left.sum(), edge), "^", ms=6, color=color)
+    axis.axvline(1, color=ACCENT, lw=1, ls="--", label="limit, 2 (1 + momentum)/λ_max")
+    axis.set(yscale="log", xlabel="learning rate / limit", ylabel="largest loss / first loss", ylim=(0.5, 2 * edge))
+    axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="largest stable, measured", title_fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def generalization(result: Generalization, title: str | None = None) -> Figure:
+    """Gap of each kind with its standard error over seeds; stability where it is known; below, training loss and bound.
+
+    Args:
+        result: from `fj.experiments.linear_generalization` or `fj.experiments.generalization`. title: above the picture.
+
+    Returns:
+        matplotlib Figure.
+    """
+    if not isinstance(result, Generalization):
+        raise _checks.fail(
+            "plot.generalization", f"result is a {type(result).__name__}", "give fj.experiments.generalization(...)"
+        )
+    gap, train = (np.asarray(a, np.float64) for a in (result.gap, result.train))
+    kinds, seeds = np.arange(len(gap)), gap.shape[1]
+    figure = Figure(figsize=(max(5.5, 1.3 * len(gap)), 4.2), dpi=160, layout="constrained")
+    axis = figure.subplots()
+    error = gap.std(axis=1, ddof=1) / seeds**0.5 if seeds > 1 else None
+    axis.bar(kinds, gap.mean(axis=1), 0.55, yerr=error, color=INK, ecolor=QUIET, capsize=4, label="gap, mean ± s.e.")
+    axis.plot(kinds, np.median(gap, axis=1), "_", ms=22, mew=2, color=ACCENT, label="gap, median")
+    if result.stability is not None:
+        stability = np.median(np.asarray(result.stability, np.float64), axis=1)
+        axis.plot(kinds, stability, "D", ms=6, mfc="white", color=ACCENT, label="leave-one-out stability, median")
+    names = [f"{name}\ntraining loss {np.median(loss):.1e}" for name, loss in zip(result.names, train, strict=True)]
+    if result.bound is not None:
+        bounds = np.median(np.asarray(result.bound, np.float64), axis=1)
+        names = [f"{name}\nbound {bound:.0e}" for name, bound in zip(names, bounds, strict=True)]
+    axis.set_xticks(kinds, names, fontsize=7)
+    axis.set_ylabel("test − training loss")
+    axis.grid(True, axis="y", color="#e6e8eb", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure

@@ -580,6 +580,86 @@ def _relative(value: float, expected: float) -> str:
     return f"{100 * (value / expected - 1):+.1f} %" if expected and np.isfinite(expected) and np.isfinite(value) else ""
 
 
+@record
+class LearningRates:
+    """Gradient descent at several rates, as multiples c of the largest stable one: where it stops being stable."""
+
+    factors: Array  # (R,) c, ascending
+    loss: Array  # (R, steps + 1) before each step and after the last
+    transient: Array  # (R,) largest loss over the first, infinite if it overflowed
+    stable: Array  # (R,) bool: the loss never rose, or with momentum no more than that of a stable mode may
+    unstable: Array  # (R,) bool: it rose ten times as much; between the two the run was too short to tell
+    lower: float  # the largest stable c below all unstable ones, 0 if there is none
+    upper: float  # the smallest unstable c, infinite if there is none
+    limit: float  # the rate c = 1: 2 (1 + momentum)/λ_max
+    lambda_max: float  # measured
+    predicted: float  # λ_max by theory, NaN where it says nothing
+    momentum: float
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    @property
+    def largest(self) -> float:
+        """The largest stable rate: the middle of the bracket."""
+        return self.limit * (self.lower + self.upper) / 2
+
+    def __repr__(self) -> str:
+        rows = [
+            ("λ_max at the start", f"{self.lambda_max:.6g}"),
+            ("λ_max by theory", f"{self.predicted:.6g}" if np.isfinite(self.predicted) else "not covered"),
+            (f"limit {'2 (1 + β)/λ_max' if self.momentum else '2/λ_max'}", f"{self.limit:.6g}"),
+            ("largest stable rate, measured", f"{self.lower * self.limit:.6g} ... {self.upper * self.limit:.6g}"),
+            ("over the limit", f"{self.lower:.4g} ... {self.upper:.4g}"),
+        ]
+        table = [f"{'rate / limit':>12}  {'max / first loss':>16}  {'last / first loss':>17}  stable"]
+        runs = zip(self.factors, self.transient, self.loss, self.stable, self.unstable, strict=True)
+        for c, transient, loss, stable, unstable in runs:
+            numbers = f"{float(c):>12.4g}  {float(transient):>16.4g}  {float(loss[-1]) / float(loss[0]):>17.4g}"
+            table.append(f"{numbers}  {'yes' if stable else 'NO' if unstable else 'open'}")
+        return "\n".join([_aligned(rows), *table])
+
+
+@record
+class Generalization:
+    """How much better networks do on what they were trained on: one row for each kind, one column for each seed.
+
+    The loss is that of a sample, ½ |f(x) − y|², averaged.
+    """
+
+    names: tuple[str, ...] = static()
+    train: Array  # (A, S) loss on the training samples at the end
+    test: Array  # (A, S) expected loss on new samples, or that on a test set
+    # (A, S, N) by how much a training sample's loss grows if it is left out of the training
+    left_out: Array | None = None
+    bound: Array | None = None  # (A, S) of the gap, and twice that of `left_out`
+    info: tuple[tuple[str, str], ...] = static(default=())
+
+    @property
+    def gap(self) -> Array:
+        """Test minus training loss, `(A, S)`. Of a network that is not trained to the end it is a lower bound."""
+        return self.test - self.train
+
+    @property
+    def stability(self) -> Array | None:
+        """`|loss of a sample without it in the training − with it|`, averaged over the samples, `(A, S)`."""
+        return None if self.left_out is None else jnp.mean(jnp.abs(self.left_out), axis=2)
+
+    def __repr__(self) -> str:
+        titles = ["gap, mean ± s.e.", "median", "training loss, median", "largest", "test loss, mean"]
+        gap, train, test = (np.asarray(a, np.float64) for a in (self.gap, self.train, self.test))
+        columns = [
+            [f"{g.mean():.4g} ± {g.std(ddof=1) / g.size**0.5:.2g}" if g.size > 1 else f"{g[0]:.4g}" for g in gap],
+            *([f"{a:.4g}" for a in b] for b in (np.median(gap, 1), np.median(train, 1), train.max(1), test.mean(1))),
+        ]
+        for title, values in (("stability, median", self.stability), ("bound of the gap, median", self.bound)):
+            if values is not None:
+                titles.append(title)
+                columns.append([f"{a:.4g}" for a in np.median(np.asarray(values, np.float64), 1)])
+        table = [["", *titles], *([name, *row] for name, row in zip(self.names, zip(*columns, strict=True), strict=True))]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([*lines, f"{gap.shape[1]} seeds"])
+
+
 def _aligned(rows: list[tuple[str, str]]) -> str:
     """Names and values in two columns."""
     width = max(len(name) for name, _ in rows)
@@ -614,7 +694,20 @@ def _key_data(key: Any) -> Any:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-_SAVED = (ClassErrors, EigenResult, Law, PhaseDiagram, Separability, Spectrum, Summary, Track, Training, WeightEnsembles)
+_SAVED = (
+    ClassErrors,
+    EigenResult,
+    Generalization,
+    Law,
+    LearningRates,
+    PhaseDiagram,
+    Separability,
+    Spectrum,
+    Summary,
+    Track,
+    Training,
+    WeightEnsembles,
+)
 _TYPES = {cls.__name__: cls for cls in _SAVED}
 
 
@@ -659,7 +752,8 @@ def load(path: Any) -> Any:
         raise _checks.fail(
             "load", f"path={str(path)!r} has format {header.get('format')}", f"read it with a version that writes {FORMAT}"
         )
-    fields = header["fields"]
+    # JSON knows lists only; names are hashable.
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header["fields"].items()}
     if "info" in fields:
         fields["info"] = tuple((str(a), str(b)) for a, b in fields["info"])
     try:

@@ -10,6 +10,7 @@ LONG = (
     "02_whole_spectrum",
     "04_model_zoo",
     "06_theory_vs_measurement",
+    "07_learning_rate_and_generalization",
     "08_initialization_and_separability",
 )
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
