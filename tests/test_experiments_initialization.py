@@ -195,8 +195,8 @@ def _kernels(model):
 
 
 def test_the_widest_gap():
-    assert fj.results.widest_gap([9.0, 8.0, 2.0, 1.5, 0.1], 3) == (2, 4.0)
-    assert fj.results.widest_gap([9.0, 8.0, 2.0, 1.5, 0.1], 9) == (4, pytest.approx(15.0))
+    assert fj.findings.widest_gap([9.0, 8.0, 2.0, 1.5, 0.1], 3) == (2, 4.0)
+    assert fj.findings.widest_gap([9.0, 8.0, 2.0, 1.5, 0.1], 9) == (4, pytest.approx(15.0))
 
 
 # --- separability -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import fisher_jax
 ROOT = pathlib.Path(fisher_jax.__file__).parent
 LAYERS = [
     {"_record", "_checks"},
-    {"linalg", "operators", "results", "likelihoods", "functional"},
+    {"linalg", "operators", "results", "findings", "likelihoods", "functional"},
     {"factor", "kernels", "krylov", "sites", "theory"},
     {"fisher", "gram", "modes", "moments", "solvers", "streamed"},
     {"kfac", "masks", "plan", "plot", "report", "spectrum", "track"},
@@ -21,6 +21,7 @@ LAYERS = [
 ORDER = {
     "linalg": 0,
     "results": 0,
+    "findings": 1,
     "likelihoods": 0,
     "functional": 1,
     "operators": 1,

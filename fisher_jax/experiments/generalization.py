@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from fisher_jax import _checks, linalg, models
+from fisher_jax.findings import Generalization
 from fisher_jax.fisher import fisher
 from fisher_jax.functional import Network, network
 from fisher_jax.likelihoods import Gaussian
-from fisher_jax.results import Generalization, provenance
+from fisher_jax.results import provenance
 from fisher_jax.solvers import eigsh
 from fisher_jax.theory.learning_rate import gradient_descent
 from fisher_jax.theory.stability import architecture_factor

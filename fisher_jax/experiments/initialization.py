@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 
 from fisher_jax import _checks, data, models, train
+from fisher_jax.findings import PhaseDiagram, Pretraining, WeightEnsembles
 from fisher_jax.fisher import fisher
 from fisher_jax.likelihoods import Categorical, Gaussian
 from fisher_jax.models.blocks import MOMENTUM, WEIGHTS
-from fisher_jax.results import PhaseDiagram, Pretraining, WeightEnsembles, provenance
+from fisher_jax.results import provenance
 from fisher_jax.spectrum import spectrum
 from fisher_jax.theory import edge_of_chaos, spectra
 from fisher_jax.theory.mlp import mlp

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from fisher_jax import _checks, linalg, models, theory
+from fisher_jax.findings import LearningRates
 from fisher_jax.fisher import fisher
 from fisher_jax.functional import Network
 from fisher_jax.likelihoods import Gaussian
-from fisher_jax.results import LearningRates, provenance
+from fisher_jax.results import provenance
 from fisher_jax.solvers import eigsh
 
 Array = jax.Array

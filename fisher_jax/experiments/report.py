@@ -19,8 +19,8 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from fisher_jax import _checks, results
 from fisher_jax.experiments.compare import GROWING, QUANTITIES, Comparison, Row
 from fisher_jax.experiments.variants import variant
+from fisher_jax.plot.style import INK, QUIET
 
-INK, QUIET = "#1f3a5f", "#8a8f98"
 STATEMENTS = {"mlp": "flat", "skip2": "exponential", "bn": "sub-linear"}
 _MARKERS = "osD^vP*Xh<>dp"
 

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from fisher_jax import _checks, models
-from fisher_jax.results import ClassErrors, Separability, provenance
+from fisher_jax.findings import ClassErrors, Separability
+from fisher_jax.results import provenance
 from fisher_jax.theory import separability as theory
 
 Array = jax.Array
