@@ -19,6 +19,7 @@ from fisher_jax import _checks, results
 from fisher_jax.experiments.ensemble import ensemble
 from fisher_jax.experiments.growth import Growth, growth
 from fisher_jax.experiments.variants import DEFAULT, variant
+from fisher_jax.findings import widest_gap
 from fisher_jax.likelihoods import Categorical, Gaussian
 from fisher_jax.modes import Average
 from fisher_jax.results import Law
@@ -336,12 +337,11 @@ def _numbers(values: np.ndarray, size: int, outliers: int) -> dict[str, np.ndarr
 
 
 def _stand_out(values: np.ndarray) -> int:
-    """Eigenvalues above the largest gap in the upper half, if that is more than a factor 2; else none stands out."""
-    upper = values[: values.size // 2 + 1]
-    if upper.size < 2:
+    """Eigenvalues above the widest gap in the upper half, if that is more than a factor 2; else none stands out."""
+    if values.size < 2:
         return 0
-    ratios = upper[:-1] / np.maximum(upper[1:], 1e-300)
-    return int(np.argmax(ratios)) + 1 if ratios.max() > 2 else 0
+    count, ratio = widest_gap(np.maximum(values, 1e-300), values.size // 2)
+    return count if ratio > 2 else 0
 
 
 def _allowed(

@@ -183,7 +183,7 @@ def generalization(
     """Test minus training loss of networks that were trained to the same training loss.
 
     Full-batch gradient descent with momentum β = 0.9 on (1/2N) Σ |f − y|², at a tenth of 2 (1 + β)/λ_max of each network at
-    the start (at a half, units of narrow ReLU networks died for good); a network that has reached the loss asked for stays
+    the start (at a half, narrow ReLU networks got stuck); a network that has reached the loss asked for stays
     as it is. Without masks, and with the running statistics of batch norm. All seeds of a variant are one program.
 
     Args:
