@@ -107,3 +107,10 @@ def test_plot_has_every_value_and_marks_outliers(result):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any("first 2: outliers" in label for label in labels)
     assert len(figure.axes) == 2 and "a title" in figure.get_suptitle()
+
+
+def test_pictures_show_themselves_in_a_notebook():
+    """Without pyplot nothing is registered for figures: they bring their PNG along."""
+    top = fj.eigsh(fj.MatrixOperator(np.diag([3.0, 2.0, 1.0]).astype(np.float32)), 2, key=jax.random.key(0))
+    png = fj.plot.spectrum(top)._repr_png_()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) > 10_000

@@ -19,7 +19,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from fisher_jax import _checks, results
 from fisher_jax.experiments.compare import GROWING, QUANTITIES, Comparison, Row
 from fisher_jax.experiments.variants import variant
-from fisher_jax.plot.style import INK, QUIET
+from fisher_jax.plot.style import INK, QUIET, Picture
 
 STATEMENTS = {"mlp": "flat", "skip2": "exponential", "bn": "sub-linear"}
 _MARKERS = "osD^vP*Xh<>dp"
@@ -196,7 +196,7 @@ def figures(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
 
 def statements(comparison: Comparison) -> Figure:
     """Mean eigenvalue against depth: perceptron, residual network, residual network with batch norm."""
-    figure = Figure(figsize=(10, 4.4), dpi=160, layout="constrained")
+    figure = Picture(figsize=(10, 4.4), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2)
     scale = comparison.settings["width"]
     for i, (name, claim) in enumerate(STATEMENTS.items()):
@@ -221,7 +221,7 @@ def statements(comparison: Comparison) -> Figure:
 
 def by_depth(comparison: Comparison) -> Figure:
     """Six quantities against depth, all variants."""
-    figure = Figure(figsize=(12, 8), dpi=160, layout="constrained")
+    figure = Picture(figsize=(12, 8), dpi=160, layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     shown = ("trace", "mean_eigenvalue", "second_moment", "lambda_max", "bulk", "max_learning_rate")
     for axis, quantity in zip(axes, shown, strict=True):
@@ -243,7 +243,7 @@ def by_depth(comparison: Comparison) -> Figure:
 
 def ratios(comparison: Comparison) -> Figure:
     """Measured over predicted trace and largest eigenvalue."""
-    figure = Figure(figsize=(12, 4.4), dpi=160, layout="constrained")
+    figure = Picture(figsize=(12, 4.4), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = comparison.variants
     for axis, quantity in zip(axes, ("trace", "lambda_max"), strict=True):
@@ -272,7 +272,7 @@ def spectra(comparison: Comparison) -> Figure:
     names, depth = comparison.variants, max(comparison.settings["depths"])
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.1 * columns, 2.7 * rows + 0.6), dpi=160, layout="constrained")
+    figure = Picture(figsize=(3.1 * columns, 2.7 * rows + 0.6), dpi=160, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (axis, name) in enumerate(zip(axes, names, strict=False)):
         (cell,) = (cell for cell in comparison.cells if (cell["variant"], cell["depth"]) == (name, depth))

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fisher_jax import _checks
 from fisher_jax.findings import ClassErrors, Generalization, LearningRates, PhaseDiagram, Pretraining, Separability
-from fisher_jax.plot.style import ACCENT, INK, QUIET
+from fisher_jax.plot.style import ACCENT, INK, QUIET, Picture
 
 
 def phase_diagram(result: PhaseDiagram, title: str | None = None) -> Figure:
@@ -28,7 +28,7 @@ def phase_diagram(result: PhaseDiagram, title: str | None = None) -> Figure:
         raise _checks.fail("plot.phase_diagram", f"the grid is {result.trace.shape}", "give two variances or more of each")
     networks = result.measured_trace.shape[-1]
     rows = 2 if networks else 1
-    figure = Figure(figsize=(11, 1 + 3.2 * rows), dpi=160, layout="constrained")
+    figure = Picture(figsize=(11, 1 + 3.2 * rows), dpi=160, layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False)
     weights = np.sqrt(np.asarray(result.weight_variances, np.float64))
     biases = np.sqrt(np.asarray(result.bias_variances, np.float64))
@@ -70,7 +70,7 @@ def pretraining(results: dict[str, Pretraining], title: str | None = None) -> Fi
     """
     if not results or not all(isinstance(r, Pretraining) for r in results.values()):
         raise _checks.fail("plot.pretraining", "results is no dict of Pretraining", "give fj.experiments.pretraining(...)")
-    figure = Figure(figsize=(1 + 3.4 * len(results), 4.2), dpi=160, layout="constrained")
+    figure = Picture(figsize=(1 + 3.4 * len(results), 4.2), dpi=160, layout="constrained")
     panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     for axis, (name, result) in zip(panels, results.items(), strict=True):
         for stage, color, (count, _), found in zip(
@@ -112,7 +112,7 @@ def separability(results: Separability | dict[str, Separability], title: str | N
         raise _checks.fail(
             "plot.separability", f"results is a {type(results).__name__}", "give fj.experiments.separability(...)"
         )
-    figure = Figure(figsize=(10, 7), dpi=160, layout="constrained")
+    figure = Picture(figsize=(10, 7), dpi=160, layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     labels = {
         "angle": "angle, rad",
@@ -157,7 +157,7 @@ def class_errors(results: ClassErrors | dict[str, ClassErrors], title: str | Non
         raise _checks.fail(
             "plot.class_errors", f"results is a {type(results).__name__}", "give fj.experiments.class_errors(...)"
         )
-    figure = Figure(figsize=(1 + 2.6 * len(named), 3.8), dpi=160, layout="constrained")
+    figure = Picture(figsize=(1 + 2.6 * len(named), 3.8), dpi=160, layout="constrained")
     panels = figure.subplots(1, len(named), sharey=True, squeeze=False)[0]
     for axis, (name, result) in zip(panels, named.items(), strict=True):
         for field, color, label in (("bound", QUIET, "bound 1/(1 + r²)"), ("error", ACCENT, "best threshold")):
@@ -193,7 +193,7 @@ def learning_rate(results: LearningRates | dict[str, LearningRates], title: str 
         raise _checks.fail(
             "plot.learning_rate", "results are no LearningRates", "give fj.experiments.learning_rate(...), or a dict of them"
         )
-    figure = Figure(figsize=(7.5, 4.2), dpi=160, layout="constrained")
+    figure = Picture(figsize=(7.5, 4.2), dpi=160, layout="constrained")
     axis = figure.subplots()
     finite = [t for result in results.values() for t in np.asarray(result.transient, np.float64) if np.isfinite(t)]
     edge = 10 * max(finite, default=1.0)
@@ -230,7 +230,7 @@ def generalization(result: Generalization, title: str | None = None) -> Figure:
         )
     gap, train = (np.asarray(a, np.float64) for a in (result.gap, result.train))
     kinds, seeds = np.arange(len(gap)), gap.shape[1]
-    figure = Figure(figsize=(max(5.5, 1.3 * len(gap)), 4.2), dpi=160, layout="constrained")
+    figure = Picture(figsize=(max(5.5, 1.3 * len(gap)), 4.2), dpi=160, layout="constrained")
     axis = figure.subplots()
     error = gap.std(axis=1, ddof=1) / seeds**0.5 if seeds > 1 else None
     axis.bar(kinds, gap.mean(axis=1), 0.55, yerr=error, color=INK, ecolor=QUIET, capsize=4, label="gap, mean ± s.e.")

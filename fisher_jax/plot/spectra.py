@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fisher_jax import _checks
-from fisher_jax.plot.style import ACCENT, INK, PREDICTED, QUIET
+from fisher_jax.plot.style import ACCENT, INK, PREDICTED, QUIET, Picture
 from fisher_jax.results import EigenResult, Law, Spectrum, Summary, Track, Training
 
 
@@ -31,7 +31,7 @@ def spectrum(
     values, bounds = np.asarray(top.values, np.float64), np.asarray(top.bounds, np.float64)
     shown = np.isfinite(values) & (values > 0)
     rank = np.arange(1, values.size + 1)
-    figure = Figure(figsize=(9, 4.5) if summary else (5.6, 4.5), dpi=160, layout="constrained")
+    figure = Picture(figsize=(9, 4.5) if summary else (5.6, 4.5), dpi=160, layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=(3, 2)) if summary else [figure.subplots()]
     left = axes[0]
     many = summary.outliers if summary else 0
@@ -132,7 +132,7 @@ def full(parts: Spectrum | dict[str, Spectrum], title: str | None = None, theory
     whole = parts["all"]
     if not whole.values.size:
         raise _checks.fail("plot.full", "the spectrum has no eigenvalue above rounding", "nothing can be drawn")
-    figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
+    figure = Picture(figsize=(10, 5), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [name for name in parts if name != "all"]
     shades = {name: colormaps["viridis"](0.1 + 0.8 * i / max(1, len(names) - 1)) for i, name in enumerate(names)}
@@ -186,7 +186,7 @@ def track(history: Track, training: Training | None = None, title: str | None = 
     """
     if not isinstance(history, Track) or not history.steps.size:
         raise _checks.fail("plot.track", "history is no Track with measurements", "give tracker.history")
-    figure = Figure(figsize=(8, 6.4), dpi=160, layout="constrained")
+    figure = Picture(figsize=(8, 6.4), dpi=160, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = np.asarray(history.steps)
     values, bounds = np.asarray(history.values, np.float64), np.asarray(history.bounds, np.float64)
@@ -249,7 +249,7 @@ def laws(laws: dict[int, Law], title: str | None = None) -> Figure:
     """
     if not isinstance(laws, dict) or not laws or not all(isinstance(law, Law) for law in laws.values()):
         raise _checks.fail("plot.laws", "laws is no dict of Law by depth", "give {depth: fj.theory.predict(...)}")
-    figure = Figure(figsize=(6.4, 4.6), dpi=160, layout="constrained")
+    figure = Picture(figsize=(6.4, 4.6), dpi=160, layout="constrained")
     axis = figure.subplots()
     depths = sorted(depth for depth, law in laws.items() if np.isfinite(law.trace))
     curves = (
