@@ -131,6 +131,12 @@ def test_finished_networks_are_taken_from_their_files_and_the_table_from_its(sma
     with open(paths[1], newline="") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["trace"]) for line in lines] == found["trace"].tolist()
+    more = SMALL | chosen | {"norms": ["none", "batch"], "depths": [2, 3]}
+    assert (experiments.atlas(["mlp"], **more, finished=True).values == found.values).all()
+    with pytest.raises(
+        fj.ArgumentError, match=r"atlas: directory=None has no finished network of this grid; leave finished"
+    ):
+        experiments.atlas(["mlp"], **SMALL, finished=True)
     page = pathlib.Path(paths[-1]).read_text()
     names = [os.path.basename(path) for path in paths if path.endswith(".png")]
     assert names == ["training.png", "norms.png", "outliers.png", "spectra.png"] and all(
@@ -188,18 +194,18 @@ def test_columns_by_hand():
     """Numbers of a spectrum that is known."""
     from fisher_jax.experiments.atlas import _numbers
 
-    values = np.concatenate([np.full(9, 100.0), np.full(11, 1.0), np.zeros(30)])
+    values = np.concatenate([np.full(9, 100.0), np.full(31, 1.0), np.zeros(10)])
     found = _numbers(values, 1000, "categorical")
-    assert found["trace"] == 911 and found["lambda_max"] == 100 and found["outliers"] == 9 and found["outlier_ratio"] == 100
-    assert found["zeros"] == 980 and found["effective_rank"] == 9.11 and found["max_learning_rate"] == 0.02
-    assert found["mean_eigenvalue"] == 0.911 and found["second_moment"] == pytest.approx(90.011)
+    assert found["trace"] == 931 and found["lambda_max"] == 100 and found["outliers"] == 9 and found["outlier_ratio"] == 100
+    assert found["zeros"] == 960 and found["effective_rank"] == 9.31 and found["max_learning_rate"] == 0.02
+    assert found["mean_eigenvalue"] == 0.931 and found["second_moment"] == pytest.approx(90.031)
     assert _numbers(values, 1000, "gaussian")["outlier_ratio"] == 1
 
 
 def test_the_command_writes_lists_and_refuses(tmp_path, capsys):
     arguments = ["atlas", "--quick", "--architectures", "mlp", "--depths", "2", "--samples", "5", "--epochs", "1", "--quiet"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert "1 networks in" in capsys.readouterr().out
+    assert "1 of 1 networks in" in capsys.readouterr().out
     assert (
         "    fisher-jax atlas --quick --architectures mlp --depths 2 --samples 5 --epochs 1\n"
         in (tmp_path / "README.md").read_text()

@@ -32,7 +32,8 @@ with batch norm first takes its running statistics from two epochs without a ste
 
 What an architecture does not take is left out. --out receives atlas.npz (numpy.load, without pickle, or
 fisher_jax.experiments.load_atlas), atlas.csv, the figures, and README.md, which shows them. Interrupted, the same command
-goes on where it was: finished networks lie in DIR/cells; a larger grid with the same DIR takes them from there.
+goes on where it was: finished networks lie in DIR/cells; a larger grid with the same DIR takes them from there. --finished
+shows what there is, also while the command runs elsewhere.
 """
 QUICK = {"architectures": "mlp,skip2", "norms": "none", "inits": "gaussian", "masks": "none", "depths": "2,4"}
 
@@ -59,6 +60,9 @@ def add(commands: Any) -> None:
         "--quick", action="store_true", help="mlp and skip2 of depth 2 and 4, as they come, where not said else"
     )
     atlas.add_argument("--list", action="store_true", help="list the networks, and end")
+    atlas.add_argument(
+        "--finished", action="store_true", help="table and figures of what lies in DIR so far; computes nothing"
+    )
     atlas.add_argument("--seeds", type=int, default=1, metavar="S", help="networks for each point of the grid (default: 1)")
     atlas.add_argument("--samples", type=int, default=40, metavar="N", help="samples of the matrices (default: 40)")
     atlas.add_argument("--epochs", type=int, default=10, help="of the training (default: 10)")
@@ -75,9 +79,9 @@ def run_atlas(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     chosen = {axis: getattr(options, axis) or (QUICK[axis] if options.quick else None) for axis in QUICK}
-    axes: dict[str, Any] = {axis: text.split(",") for axis, text in chosen.items() if text is not None}
-    if "depths" in axes:
-        axes["depths"] = _depths(chosen["depths"])
+    axes: dict[str, Any] = {
+        axis: _depths(text) if axis == "depths" else text.split(",") for axis, text in chosen.items() if text is not None
+    }
     if options.list:
         entries = fj.experiments.grid(**axes)
         print("\n".join(str(entry) for entry in entries) + f"\n{len(entries)} networks")
@@ -85,6 +89,7 @@ def run_atlas(options: argparse.Namespace) -> int:
     out_directory(options)
     start = time.perf_counter()
     many = {"seeds": options.seeds, "samples": options.samples, "epochs": options.epochs, "directory": options.out}
+    many["finished"] = options.finished
     try:
         with tempfile.TemporaryDirectory() as programs, Bar(options.quiet, "networks") as bar:
             _share_programs(programs)
@@ -96,8 +101,8 @@ def run_atlas(options: argparse.Namespace) -> int:
     written = fj.experiments.write_atlas(found, options.out, _command(options))
     if not options.quiet:
         print(found)
-    networks = found.settings["networks"]
-    print(f"\n{networks} networks in {time.perf_counter() - start:.0f} s\nwritten: {', '.join(written)}")
+    counted = f"{found.settings['networks']} of {found.settings['grid']} networks"
+    print(f"\n{counted} in {time.perf_counter() - start:.0f} s\nwritten: {', '.join(written)}")
     return 0
 
 
@@ -114,7 +119,7 @@ def _share_programs(directory: str) -> None:
 def _command(options: argparse.Namespace) -> str:
     """The command line that gives the same atlas."""
     usual = {"seeds": 1, "samples": 40, "epochs": 10, "seed": 0}
-    words = ["fisher-jax atlas"] + ["--quick"] * options.quick
+    words = ["fisher-jax atlas"] + ["--quick"] * options.quick + ["--finished"] * options.finished
     words += [f"--{axis} {getattr(options, axis)}" for axis in QUICK if getattr(options, axis) is not None]
     return " ".join(
         words + [f"--{name} {getattr(options, name)}" for name, n in usual.items() if getattr(options, name) != n]

@@ -235,6 +235,7 @@ def atlas(
     epochs: int = 10,
     key: Array,
     directory: Any = None,
+    finished: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Atlas:
     """Fisher spectra of networks on handwritten digits, before and after training, over a grid.
@@ -252,6 +253,7 @@ def atlas(
         samples: N of the matrices, of N·10 rows. epochs: of the training.
         key: JAX random key: equal seeds start from the same random numbers in all networks.
         directory: each finished network is kept there; a later call with the same settings takes it from there.
+        finished: only the networks that are in the directory; nothing is computed.
         progress: called with (what is at work, networks done, networks in all).
 
     Returns:
@@ -286,10 +288,15 @@ def atlas(
         identity = settings | place | {"options": options, "model": entry.family.model, "format": FORMAT}
         name = "-".join(str(part) for part in place.values())
         make = lambda e=entry, s=seed: _cell(e, parts, samples, epochs, jax.random.fold_in(key, 1 + s), laws)  # noqa: E731
-        cells.append((entry, seed, kept("atlas", directory, name, identity, FIELDS, make)))
+        cell = kept("atlas", directory, name, identity, FIELDS, None if finished else make)
+        if cell is not None:
+            cells.append((entry, seed, cell))
+    if not cells:
+        where = f"directory={directory!r} has no finished network of this grid"
+        raise _checks.fail("atlas", where, "leave finished out, to compute them")
     if progress is not None:
         progress("done", len(jobs), len(jobs))
-    counts = {"training": len(parts[0][0]), "test": len(parts[1][0]), "networks": len(jobs)}
+    counts = {"training": len(parts[0][0]), "test": len(parts[1][0]), "networks": len(cells), "grid": len(jobs)}
     return _table(settings | {"jax": jax.__version__} | counts, cells)
 
 

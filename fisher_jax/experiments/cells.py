@@ -15,17 +15,18 @@ def kept(
     name: str,
     identity: dict[str, Any],
     fields: Sequence[str],
-    make: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
+    make: Callable[[], dict[str, Any]] | None,
+) -> Any:
     """A cell from its file in `directory/cells`, or made and written there; without a directory just made.
 
     Args:
         where: the caller, for messages. name: begins the file's name.
         identity: all that the numbers depend on, plain; another identity is another file.
-        fields: what a cell must have. make: gives the cell, of plain numbers, lists and dicts.
+        fields: what a cell must have.
+        make: gives the cell, of plain numbers, lists and dicts; if None, what has no file is None.
     """
     if directory is None:
-        return make()
+        return make() if make else None
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     directory = os.path.join(os.fspath(directory), "cells")
     path = os.path.join(directory, f"{name}-{digest}.json")
@@ -38,6 +39,8 @@ def kept(
             return found["cell"]
         except (ValueError, KeyError, TypeError):
             raise _checks.fail(where, f"{path} is no cell of this version", "remove it") from None
+    if make is None:
+        return None
     cell = make()
 
     def write(temporary: str) -> None:

@@ -29,6 +29,11 @@ from fisher_jax.experiments.report import text_writer
 INK, QUIET, GRID = "#1f3a5f", "#8a8f98", "#e6e8eb"
 DPI = 120
 NAMES = {"gaussian": "Gaussian (squared error)", "categorical": "softmax"}
+LABELS = {
+    "norm": {"none": "without norm", "batch": "batch norm", "population": "population norm"},
+    "init": {"gaussian": "Gaussian weights", "orthogonal": "orthogonal weights", "fixup": "Fixup", "skipinit": "SkipInit"},
+    "masks": {"none": "without masks", "dropout": "dropout 0.2", "stochastic-depth": "stochastic depth 0.8"},
+}
 NORM_STYLES = {"none": ("-", "o"), "batch": ("--", "s"), "population": (":", "^")}
 RANKS = 20  # shown of the gaps
 PLAIN = {"init": "gaussian", "masks": "none"}
@@ -95,27 +100,30 @@ def _training(atlas: Atlas) -> tuple[str, Figure]:
                 axis.plot(after, i, "o", ms=6, color=color)
             axis.set(xscale="log", xlabel={"trace": "trace", "lambda_max": "λ_max"}[quantity])
             axis.set_title(NAMES[likelihood], fontsize=10)
-            axis.set_yticks(range(len(names)), [f"{a} {L}" + (f", {n} norm" if n != "none" else "") for a, n, L in names])
+            axis.set_yticks(range(len(names)), [_name(*name) for name in names])
             axis.set_ylim(len(names) - 0.5, -0.5)
             _frame(axis)
     handles = [Line2D([], [], ls="", marker="o", mfc=face, mec=INK, label=f"{state} training")
                for state, face in zip(STATES, ("white", INK), strict=True)]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    parts = []
-    for likelihood in LIKELIHOODS:
-        chosen = atlas.where(likelihood=likelihood)
-        for quantity, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
-            before, after = (chosen.where(state=state)[quantity] for state in STATES)
-            parts.append(f"{name} {_factor(after / before)} under {NAMES[likelihood]}")
-    shown = "one network for each architecture and norm, with Gaussian weights and without masks"
-    return f"Over all networks of the table, training multiplies {'; '.join(parts)}. Shown: {shown}.", figure
+    seen = []
+    for quantity, name in (("lambda_max", "λ_max"), ("trace", "trace")):
+        cells = [name]
+        for likelihood in LIKELIHOODS:
+            before, after = (atlas.where(likelihood=likelihood, state=state)[quantity] for state in STATES)
+            cells += [_factor(after / before), f"{100 * np.mean(after > before):.0f} %"]
+        seen.append(cells)
+    head = ["after / before training, all networks"]
+    head += [word for likelihood in LIKELIHOODS for word in (NAMES[likelihood], "rises in")]
+    caption = "Networks with Gaussian weights and without masks, one line each. Horizontal axes are logarithmic."
+    return f"{caption}\n\n{_markdown(head, seen)}", figure
 
 
 def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figure] | None:
     """λ_max of networks that differ in one thing alone, against each other."""
     rest = tuple(key for key in KEYS if key != axis)
     base = "gaussian" if axis == "init" else "none"
-    usual = {place: i for i, place in _places(atlas, axis, base, rest)}
+    usual = {place: i for place, i in _places(atlas, axis, base, rest)}
     pairs = {}
     for other in others:
         found = [(usual[place], i) for place, i in _places(atlas, axis, other, rest) if place in usual]
@@ -125,8 +133,10 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
         return None
     figure = Figure(figsize=(1.2 + 3.4 * len(pairs), 6.9), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, len(pairs), squeeze=False)
-    seen = []
+    names, seen = LABELS[axis], []
     for column, (other, index) in enumerate(pairs.items()):
+        cells = [f"{names[other]}, {len(index) // 4} pairs"]
+        seen.append(cells)
         for row, likelihood in enumerate(LIKELIHOODS):
             panel = panels[row, column]
             chosen = index[atlas["likelihood"][index[:, 0]] == likelihood]
@@ -137,21 +147,21 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
                     at = (states == state) & (architectures == architecture)
                     color = _color(architecture)
                     panel.plot(x[at], y[at], "o", ms=4.5, mec=color, mfc=color if filled else "none", mew=1.1, alpha=0.8)
-                factor = f"{other.replace('-', ' ')}: {_factor((y / x)[states == state])} {state} training"
-                seen.append(f"{factor} under {NAMES[likelihood]}")
+                cells.append(_factor((y / x)[states == state]))
             low, high = np.nanmin([x, y]), np.nanmax([x, y])
             panel.plot([low, high], [low, high], "-", lw=1, color=QUIET, zorder=0)
-            label = {"norm": "norm", "init": "weights", "masks": "masks"}[axis]
-            panel.set(xscale="log", yscale="log", xlabel=f"λ_max, {base} {label}", ylabel=f"λ_max, {other}")
+            panel.set(xscale="log", yscale="log", xlabel=f"λ_max, {names[base]}", ylabel=f"λ_max, {names[other]}")
             panel.set_title(NAMES[likelihood], fontsize=10)
             _frame(panel)
     architectures = [name for name in ARCHITECTURES if any((atlas["architecture"][i] == name).any() for i in pairs.values())]
     handles = [Line2D([], [], ls="", marker="o", color=_color(name), label=name) for name in architectures]
     handles += [Line2D([], [], ls="", marker="o", mfc=face, mec=INK, label=state)
                 for state, face in zip(STATES, ("none", INK), strict=True)]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(pairs) == 1 else 9, frameon=False, fontsize=9)
-    what = f"Each point: two networks that differ in the {axis} alone; below the line λ_max is smaller than with {base}"
-    return f"{what}. Factor of λ_max, {'; '.join(seen)}.", figure
+    figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(pairs) == 1 else 9, frameon=False, fontsize=9)
+    head = [f"λ_max / λ_max {names[base]}"] + [f"{NAMES[p]}, {state}" for p in LIKELIHOODS for state in STATES]
+    than = names[base] if names[base].startswith("without") else f"with {names[base]}"
+    caption = f"Each point: two networks that differ in this alone. Below the line λ_max is smaller than {than}."
+    return f"{caption}\n\n{_markdown(head, seen)}", figure
 
 
 def _outliers(atlas: Atlas) -> tuple[str, Figure]:
@@ -171,22 +181,24 @@ def _outliers(atlas: Atlas) -> tuple[str, Figure]:
             top = panel.get_xaxis_transform()
             name = "C" if likelihood == "gaussian" else "C − 1"
             panel.text(expected + 0.3, 0.95, f"{name} = {expected}", transform=top, fontsize=9, color=QUIET, va="top")
-            panel.set(yscale="log", xlabel="rank i" if row else "")
+            panel.set(yscale="log", xlabel="rank i" if row else "", xticks=[1, 5, 10, 15, 20])
             panel.set_ylabel("median of λᵢ/λᵢ₊₁" if state == "before" else "")
             panel.set_title(f"{NAMES[likelihood]}, {state} training", fontsize=10)
             panel.yaxis.set_major_formatter(ScalarFormatter())
             panel.yaxis.set_minor_formatter(ScalarFormatter())
             _frame(panel)
-            largest, counts = np.unique(np.argmax(ratios, axis=1) + 1, return_counts=True)
-            there = 100 * np.mean(np.argmax(ratios, axis=1) + 1 == expected)
-            often = largest[np.argmax(counts)]
-            seen.append(
-                f"{NAMES[likelihood]} {state} training: {name} = {expected} in {there:.0f} %, most often "
-                f"{often} ({100 * counts.max() / counts.sum():.0f} %)"
-            )
+            largest = np.argmax(ratios, axis=1) + 1
+            ranks, counts = np.unique(largest, return_counts=True)
+            shares = [f"{100 * np.mean(largest == rank):.0f} %" for rank in (1, OUTPUTS - 1, OUTPUTS)]
+            often = f"{ranks[np.argmax(counts)]} ({100 * counts.max() / counts.sum():.0f} %)"
+            seen.append([f"{NAMES[likelihood]}, {state}", *shares, often])
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
-    return f"Rank of the largest gap among the first {RANKS} eigenvalues, over all networks. {'; '.join(seen)}.", figure
+    head = ["largest gap, all networks", "below rank 1", "below rank C − 1", "below rank C", "most often below rank"]
+    caption = (
+        f"Where the first {RANKS} eigenvalues have gaps; wide networks have theirs at the dashed lines before training."
+    )
+    return f"{caption}\n\n{_markdown(head, seen)}", figure
 
 
 def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
@@ -201,7 +213,8 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
         return None
     figure = Figure(figsize=(9, 7.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
-    growth = {state: [] for state in STATES}
+    ticks = np.unique(np.concatenate([table.where(architecture=a, norm=n)["depth"] for a, n in lines]))
+    growth = {line: [_name(*line)] for line in lines}
     for row, (quantity, label) in enumerate((("mean_eigenvalue", "mean eigenvalue, trace/P"), ("lambda_max", "λ_max"))):
         for panel, state in zip(panels[row], STATES, strict=True):
             for architecture, norm in lines:
@@ -209,12 +222,10 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
                 depths = np.unique(own["depth"])
                 means = np.array([_mean(own.where(depth=depth)[quantity]) for depth in depths])
                 style, marker = NORM_STYLES[norm]
-                label_of = architecture + (f", {norm} norm" if norm != "none" else "")
                 color = _color(architecture)
+                label_of = _name(architecture, norm)
                 panel.plot(depths, means, style, marker=marker, ms=4.5, lw=1.3, color=color, label=label_of)
-                if quantity == "lambda_max" and architecture in ("mlp", "skip2") and norm in ("none", "batch"):
-                    span = f"{depths[0]} to {depths[-1]}"
-                    growth[state].append(f"{label_of} × {means[-1] / means[0]:.2g} (depth {span})")
+                growth[architecture, norm].append(f"× {means[-1] / means[0]:.2g}")
                 column = {"mean_eigenvalue": "theory_trace", "lambda_max": "theory_lambda_max"}[quantity]
                 law = np.array([_mean(own.where(depth=depth)[column]) for depth in depths])
                 if np.isfinite(law).all():
@@ -223,15 +234,16 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
                     panel.plot(depths, law, "-", lw=4, color=color, alpha=0.2, zorder=0)
             panel.set(xscale="log", yscale="log", xlabel="depth L" if row else "")
             panel.set_ylabel(label if state == "before" else "")
-            panel.set_xticks(np.unique(table["depth"]))
+            panel.set_xticks(ticks)
             panel.xaxis.set_major_formatter(ScalarFormatter())
             panel.xaxis.set_minor_locator(NullLocator())
             panel.set_title(f"{state} training", fontsize=10)
             _frame(panel)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    seen = "; ".join(f"{state} training {', '.join(found)}" for state, found in growth.items() if found)
-    return f"Gaussian outputs; broad pale lines: theory, of untrained networks. Growth of λ_max: {seen}.", figure
+    head = ["deepest / shallowest", "trace/P, before", "trace/P, after", "λ_max, before", "λ_max, after"]
+    caption = "Gaussian outputs, Gaussian weights, no masks. Broad pale lines: theory, of untrained networks."
+    return f"{caption}\n\n{_markdown(head, list(growth.values()))}", figure
 
 
 def _spectra(atlas: Atlas) -> tuple[str, Figure]:
@@ -264,14 +276,13 @@ def _spectra(atlas: Atlas) -> tuple[str, Figure]:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 if columns < 3 else 4, frameon=False, fontsize=9)
-    shares = []
+    seen = []
     for likelihood in LIKELIHOODS:
-        before, after = (atlas.where(likelihood=likelihood, state=state)["effective_rank"] for state in STATES)
-        shares.append(f"{NAMES[likelihood]} {np.nanmedian(before):.3g} before, {np.nanmedian(after):.3g} after training")
-    return (
-        f"No norm, Gaussian weights, no masks; dotted: rank C. Median of trace/λ_max over all: {'; '.join(shares)}.",
-        figure,
-    )
+        ranks = [_quartiles(atlas.where(likelihood=likelihood, state=state)["effective_rank"]) for state in STATES]
+        seen.append([NAMES[likelihood], *ranks])
+    head = ["trace/λ_max, all networks", *(f"{state} training" for state in STATES)]
+    caption = "Without norm and masks, Gaussian weights. Dotted: rank C."
+    return f"{caption}\n\n{_markdown(head, seen)}", figure
 
 
 def _typical(atlas: Atlas) -> Atlas:
@@ -302,9 +313,17 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _factor(ratios: np.ndarray) -> str:
-    """Median and quartiles of factors."""
-    low, median, high = np.nanquantile(ratios, (0.25, 0.5, 0.75))
-    return f"× {median:.2g} ({low:.2g} to {high:.2g})"
+    return f"× {_quartiles(ratios)}"
+
+
+def _quartiles(values: np.ndarray) -> str:
+    """The median, and quartiles."""
+    low, median, high = np.nanquantile(values, (0.25, 0.5, 0.75))
+    return f"{median:.2g} ({low:.2g} to {high:.2g})"
+
+
+def _name(architecture: str, norm: str, depth: int | None = None) -> str:
+    return architecture + (f" {depth}" if depth else "") + (f", {norm} norm" if norm != "none" else "")
 
 
 def _color(architecture: str) -> Any:
@@ -328,10 +347,22 @@ def _csv(atlas: Atlas) -> str:
     return out.getvalue()
 
 
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _page(atlas: Atlas, drawn: dict[str, tuple[str, str, Figure]], command: str) -> str:
     s = atlas.settings
     axes = {name: list(dict.fromkeys(atlas[name].tolist())) for name in KEYS[:6]}
-    lines = ["# Atlas of Fisher spectra", "", f"{s['networks']} networks, made by", "", f"    {command}", ""]
+    lines = [
+        "# Atlas of Fisher spectra",
+        "",
+        f"{s['networks']} of the {s['grid']} networks of the grid, made by",
+        "",
+        f"    {command}",
+        "",
+    ]
     lines += [
         f"with fisher_jax {s['fisher_jax']} and jax {s['jax']}, in {s['dtype']}. Handwritten digits: {s['training']} to "
         f"train on, {s['samples']} of the {s['test']} held out for the matrices, C = {OUTPUTS} outputs. Training: "
@@ -339,9 +370,11 @@ def _page(atlas: Atlas, drawn: dict[str, tuple[str, str, Figure]], command: str)
         "exact, of the network in evaluation mode; running statistics of untrained networks with batch norm come from two "
         "epochs without a step.",
         "",
-        "The grid, less what an architecture does not take: "
+        "The grid, less what an architecture does not take"
+        + (" and what was not finished: " if s["networks"] < s["grid"] else ": ")
         + "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in axes.items())
-        + ". One seed says what one network does; `× 2 (1 to 3)` is a median with quartiles over networks.",
+        + ". Numbers such as 2 (1 to 3) are medians with "
+        "quartiles over networks.",
     ]
     accuracy = atlas.where(state="after", likelihood="gaussian")["test_accuracy"]
     low, median, high = np.quantile(accuracy, (0, 0.5, 1))
