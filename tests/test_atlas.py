@@ -130,7 +130,7 @@ def test_finished_networks_are_taken_from_their_files_and_the_table_from_its(sma
         np.testing.assert_array_equal(loaded[name], column)
     with open(paths[1], newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [float(line["trace"]) for line in lines] == found["trace"].tolist()
+    assert [float(line["trace"]) for line in lines] == pytest.approx(found["trace"].tolist(), rel=1e-6)
     more = SMALL | chosen | {"norms": ["none", "batch"], "depths": [2, 3]}
     assert (experiments.atlas(["mlp"], **more, finished=True).values == found.values).all()
     with pytest.raises(
@@ -188,6 +188,17 @@ def test_the_grid_is_what_the_models_take():
 def test_bad_arguments(change, message):
     with pytest.raises(fj.ArgumentError, match=message):
         experiments.atlas(**{"architectures": ["mlp"]} | SMALL | change)
+
+
+def test_a_long_table_prints_its_ends(small):
+    found = small[0]
+    rows = np.arange(60) % len(found)
+    columns = {name: column[rows] for name, column in found.columns.items()}
+    lines = repr(experiments.Atlas(found.settings, columns, found.values[rows])).splitlines()
+    assert len(lines) == 42 and "20 more rows" in lines[21] and len(repr(found).splitlines()) == 9
+    assert len(found.where(state=["before", "after"], likelihood="gaussian")) == 4
+    with pytest.raises(fj.ArgumentError, match=r"Atlas.where: width is no column; choose among architecture, norm"):
+        found.where(width=3)
 
 
 def test_columns_by_hand():

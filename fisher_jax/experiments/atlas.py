@@ -40,6 +40,8 @@ BATCH, TEST = 64, 0.2
 SETTLING = 2
 # Of the outputs, in the prediction for softmax.
 DRAWS = 4
+# Rows that a printed atlas shows.
+SHOWN = 40
 FIELDS = ("size", "states", "theory", "warnings")
 
 
@@ -156,11 +158,16 @@ class Atlas:
     def __repr__(self) -> str:
         shown = ("trace", "lambda_max", "outliers", "outlier_ratio", "effective_rank", "loss", "test_accuracy")
         names = (*KEYS, *shown)
+        rows = range(len(self)) if len(self) <= SHOWN else [*range(SHOWN // 2), *range(len(self) - SHOWN // 2, len(self))]
         table = [[name.replace("_", " ") for name in names]]
-        for i in range(len(self)):
-            table.append([_text(self.columns[name][i]) for name in names])
+        table += [[_text(self.columns[name][i]) for name in names] for i in rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join("  ".join(f"{word:>{w}}" for word, w in zip(line, widths, strict=True)) for line in table)
+        lines = ["  ".join(f"{word:>{w}}" for word, w in zip(line, widths, strict=True)) for line in table]
+        if len(rows) < len(self):
+            lines.insert(
+                1 + SHOWN // 2, f"... {len(self) - SHOWN} more rows; choose with .where(architecture=..., state=...)"
+            )
+        return "\n".join(lines)
 
 
 KEYS = ("architecture", "norm", "init", "masks", "depth", "seed", "state", "likelihood")

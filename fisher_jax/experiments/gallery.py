@@ -343,7 +343,9 @@ def _csv(atlas: Atlas) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(atlas.columns)
-    writer.writerows(zip(*(column.tolist() for column in atlas.columns.values()), strict=True))
+    for row in zip(*(column.tolist() for column in atlas.columns.values()), strict=True):
+        # To the digits of float32.
+        writer.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in row])
     return out.getvalue()
 
 
@@ -381,7 +383,8 @@ def _page(atlas: Atlas, drawn: dict[str, tuple[str, str, Figure]], command: str)
     lines += ["", f"Test accuracy after training: {100 * low:.0f} to {100 * high:.0f} %, median {100 * median:.0f} %.", ""]
     for name, (title, seen, _) in drawn.items():
         lines += [f"## {title}", "", f"![{title}]({name}.png)", "", seen, ""]
-    lines += ["## Columns of atlas.csv and atlas.npz", "", "| column | |", "|---|---|"]
+    lines += ["## Columns", "", "Of atlas.csv, and of the atlas.npz that the command writes beside it.", ""]
+    lines += ["| column | |", "|---|---|"]
     lines += [f"| {', '.join(KEYS)} | which row it is |"]
     lines += [f"| {name} | {what} |" for name, what in COLUMNS.items()]
     lines += [f"| values (npz only) | all {atlas.values.shape[1]} eigenvalues of the dual matrix, descending |"]
