@@ -1,10 +1,12 @@
 """`fisher-jax atlas`: one table of spectra over a grid of networks, before and after training."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fisher_jax._checks import ArgumentError
@@ -24,7 +26,8 @@ cosine decay, batches of 64), and measured again: all eigenvalues of its exact F
 --samples of the 359 digits held out, for Gaussian outputs (squared error) and for categorical ones (softmax). A new network
 with batch norm first takes its running statistics from two epochs without a step. The axes of the grid:
 
-  architectures  mlp, skip1, skip2 (skip over one and two layers), concat: 64 units wide, depths 2, 4, 8;
+  architectures  mlp, skip1, skip2 (skip over one and two layers): 64 units wide, depths 2, 4, 8;
+                 concat: 16 units more with each block, depths 2, 4, 8;
                  resnet (depths 8, 14), vgg (11), densenet (10): 4 channels wide at first
   norms          none; batch; population (skip2)
   inits          gaussian; orthogonal; fixup (skip2, resnet) and skipinit (skip1, skip2, resnet), both without norm
@@ -91,8 +94,7 @@ def run_atlas(options: argparse.Namespace) -> int:
     many = {"seeds": options.seeds, "samples": options.samples, "epochs": options.epochs, "directory": options.out}
     many["finished"] = options.finished
     try:
-        with tempfile.TemporaryDirectory() as programs, Bar(options.quiet, "networks") as bar:
-            _share_programs(programs)
+        with _shared_programs(), Bar(options.quiet, "networks") as bar:
             found = fj.experiments.atlas(**axes, **many, key=jax.random.key(options.seed), progress=bar.networks)
     except KeyboardInterrupt:
         kept = os.path.join(options.out, "cells")
@@ -106,14 +108,26 @@ def run_atlas(options: argparse.Namespace) -> int:
     return 0
 
 
-def _share_programs(directory: str) -> None:
+@contextlib.contextmanager
+def _shared_programs() -> Iterator[None]:
     """Networks that differ by their weights alone are one program: compiled once; a cache of the user's serves as well."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with tempfile.TemporaryDirectory() as directory:
+        wanted = {
+            "jax_compilation_cache_dir": directory,
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        before = {name: getattr(jax.config, name) for name in wanted}
+        if before["jax_compilation_cache_dir"] is None:
+            for name, value in wanted.items():
+                jax.config.update(name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
 
 
 def _command(options: argparse.Namespace) -> str:
