@@ -139,7 +139,7 @@ def test_finished_networks_are_taken_from_their_files_and_the_table_from_its(sma
         experiments.atlas(["mlp"], **SMALL, finished=True)
     page = pathlib.Path(paths[-1]).read_text()
     names = [os.path.basename(path) for path in paths if path.endswith(".png")]
-    assert names == ["training.png", "norms.png", "outliers.png", "spectra.png"] and all(
+    assert names == ["training.png", "norms.png", "outliers.png", "theory.png", "spectra.png"] and all(
         f"({name})" in page for name in names
     )
     next(iter(stamps)).write_text("{}")

@@ -74,6 +74,7 @@ def gallery(atlas: Atlas) -> dict[str, tuple[str, str, Figure]]:
         "masks": ("What dropout and stochastic depth do", lambda atlas: _pairs(atlas, "masks", tuple(MASKS)[1:])),
         "outliers": ("Squared error against softmax: how many outliers", _outliers),
         "depths": ("Growth with depth", _depths),
+        "theory": ("Theory beside the untrained networks", _theory),
         "spectra": ("Whole spectra", _spectra),
     }
     found = {name: (title, draw(atlas)) for name, (title, draw) in questions.items()}
@@ -106,17 +107,18 @@ def _training(atlas: Atlas) -> tuple[str, Figure]:
     handles = [Line2D([], [], ls="", marker="o", mfc=face, mec=INK, label=f"{state} training")
                for state, face in zip(STATES, ("white", INK), strict=True)]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    seen = []
+    seen, rising = [], []
     for quantity, name in (("lambda_max", "λ_max"), ("trace", "trace")):
-        cells = [name]
+        seen.append([name])
         for likelihood in LIKELIHOODS:
             before, after = (atlas.where(likelihood=likelihood, state=state)[quantity] for state in STATES)
-            cells += [_factor(after / before), f"{100 * np.mean(after > before):.0f} %"]
-        seen.append(cells)
-    head = ["after / before training, all networks"]
-    head += [word for likelihood in LIKELIHOODS for word in (NAMES[likelihood], "rises in")]
-    caption = "Networks with Gaussian weights and without masks, one line each. Horizontal axes are logarithmic."
-    return f"{caption}\n\n{_markdown(head, seen)}", figure
+            seen[-1].append(_factor(after / before))
+            rising.append(_share(after > before))
+    caption = (
+        f"Training raises λ_max of squared error in {rising[0]} of all networks and that of softmax in {rising[1]}. Shown: "
+        "those with Gaussian weights and without masks."
+    )
+    return f"{caption}\n\n{_markdown(['after / before training, all networks', *NAMES.values()], seen)}", figure
 
 
 def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figure] | None:
@@ -133,7 +135,7 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
         return None
     figure = Figure(figsize=(1.2 + 3.4 * len(pairs), 6.9), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, len(pairs), squeeze=False)
-    names, seen = LABELS[axis], []
+    names, seen, smaller = LABELS[axis], [], []
     for column, (other, index) in enumerate(pairs.items()):
         cells = [f"{names[other]}, {len(index) // 4} pairs"]
         seen.append(cells)
@@ -148,6 +150,8 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
                     color = _color(architecture)
                     panel.plot(x[at], y[at], "o", ms=4.5, mec=color, mfc=color if filled else "none", mew=1.1, alpha=0.8)
                 cells.append(_factor((y / x)[states == state]))
+            if likelihood == "gaussian":
+                smaller.append(f"{_share((y < x)[states == 'after'])} of the pairs with {names[other]}")
             low, high = np.nanmin([x, y]), np.nanmax([x, y])
             panel.plot([low, high], [low, high], "-", lw=1, color=QUIET, zorder=0)
             panel.set(xscale="log", yscale="log", xlabel=f"λ_max, {names[base]}", ylabel=f"λ_max, {names[other]}")
@@ -159,8 +163,13 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
                 for state, face in zip(STATES, ("none", INK), strict=True)]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(pairs) == 1 else 9, frameon=False, fontsize=9)
     head = [f"λ_max / λ_max {names[base]}"] + [f"{NAMES[p]}, {state}" for p in LIKELIHOODS for state in STATES]
-    than = names[base] if names[base].startswith("without") else f"with {names[base]}"
-    caption = f"Each point: two networks that differ in this alone. Below the line λ_max is smaller than {than}."
+    than = names[base] if base == "none" else f"with {names[base]}"
+    caption = (
+        f"Each point: two networks that differ in this alone. After training λ_max of squared error is smaller than {than} "
+        f"in {', '.join(smaller)}."
+    )
+    if axis == "masks":
+        caption += " An untrained network in evaluation mode has dropout only in the running statistics of its norms."
     return f"{caption}\n\n{_markdown(head, seen)}", figure
 
 
@@ -168,7 +177,7 @@ def _outliers(atlas: Atlas) -> tuple[str, Figure]:
     """λ_i/λ_{i+1} by rank: where the gaps are."""
     figure = Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    seen = []
+    seen, there = [], []
     for row, likelihood in enumerate(LIKELIHOODS):
         expected = OUTPUTS - (likelihood == "categorical")
         for panel, state in zip(panels[row], STATES, strict=True):
@@ -189,14 +198,17 @@ def _outliers(atlas: Atlas) -> tuple[str, Figure]:
             _frame(panel)
             largest = np.argmax(ratios, axis=1) + 1
             ranks, counts = np.unique(largest, return_counts=True)
-            shares = [f"{100 * np.mean(largest == rank):.0f} %" for rank in (1, OUTPUTS - 1, OUTPUTS)]
-            often = f"{ranks[np.argmax(counts)]} ({100 * counts.max() / counts.sum():.0f} %)"
+            shares = [_share(largest == rank) for rank in (1, OUTPUTS - 1, OUTPUTS)]
+            often = f"{ranks[np.argmax(counts)]} ({_share(largest == ranks[np.argmax(counts)])})"
+            there.append(_share(largest == expected))
             seen.append([f"{NAMES[likelihood]}, {state}", *shares, often])
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     head = ["largest gap, all networks", "below rank 1", "below rank C − 1", "below rank C", "most often below rank"]
     caption = (
-        f"Where the first {RANKS} eigenvalues have gaps; wide networks have theirs at the dashed lines before training."
+        f"Of the first {RANKS} gaps the largest is below rank C in {there[0]} of the untrained networks under squared error "
+        f"and below C − 1 in {there[2]} under softmax; after training in {there[1]} and {there[3]}. Wide untrained networks "
+        "have theirs at the dashed lines."
     )
     return f"{caption}\n\n{_markdown(head, seen)}", figure
 
@@ -215,6 +227,7 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     ticks = np.unique(np.concatenate([table.where(architecture=a, norm=n)["depth"] for a, n in lines]))
     growth = {line: [_name(*line)] for line in lines}
+    factors: dict[str, list[float]] = {}
     for row, (quantity, label) in enumerate((("mean_eigenvalue", "mean eigenvalue, trace/P"), ("lambda_max", "λ_max"))):
         for panel, state in zip(panels[row], STATES, strict=True):
             for architecture, norm in lines:
@@ -225,7 +238,8 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
                 color = _color(architecture)
                 label_of = _name(architecture, norm)
                 panel.plot(depths, means, style, marker=marker, ms=4.5, lw=1.3, color=color, label=label_of)
-                growth[architecture, norm].append(f"× {means[-1] / means[0]:.2g}")
+                growth[architecture, norm].append(f"× {means[-1] / means[0]:.3g}")
+                factors.setdefault(f"{quantity} {state}", []).append(means[-1] / means[0])
                 column = {"mean_eigenvalue": "theory_trace", "lambda_max": "theory_lambda_max"}[quantity]
                 law = np.array([_mean(own.where(depth=depth)[column]) for depth in depths])
                 if np.isfinite(law).all():
@@ -242,8 +256,46 @@ def _depths(atlas: Atlas) -> tuple[str, Figure] | None:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     head = ["deepest / shallowest", "trace/P, before", "trace/P, after", "λ_max, before", "λ_max, after"]
-    caption = "Gaussian outputs, Gaussian weights, no masks. Broad pale lines: theory, of untrained networks."
+    flatter = np.sum(np.array(factors["lambda_max after"]) < np.array(factors["lambda_max before"]))
+    caption = (
+        f"In {flatter} of {len(lines)} lines λ_max grows less with depth after training than before. Gaussian outputs and "
+        "weights, no masks; broad pale lines: theory, of untrained networks."
+    )
     return f"{caption}\n\n{_markdown(head, list(growth.values()))}", figure
+
+
+def _theory(atlas: Atlas) -> tuple[str, Figure] | None:
+    """Measured against predicted, where there is a prediction."""
+    table = atlas.where(state="before")
+    known = np.isfinite(table["theory_trace"])
+    if not known.any():
+        return None
+    figure = Figure(figsize=(9, 4.4), dpi=DPI, layout="constrained")
+    seen = []
+    for panel, quantity in zip(figure.subplots(1, 2), ("trace", "lambda_max"), strict=True):
+        measured, predicted = table[quantity], table[f"theory_{quantity}"]
+        for likelihood, marker in zip(LIKELIHOODS, "o^", strict=True):
+            for architecture in dict.fromkeys(table["architecture"][known]):
+                at = known & (table["likelihood"] == likelihood) & (table["architecture"] == architecture)
+                panel.plot(predicted[at], measured[at], marker, ms=4.5, mfc="none", mew=1.1, color=_color(architecture))
+        ends = [np.nanmin(predicted), np.nanmax(predicted)]
+        name = {"trace": "trace", "lambda_max": "λ_max"}[quantity]
+        panel.plot(ends, ends, "-", lw=1, color=QUIET, zorder=0)
+        panel.set(xscale="log", yscale="log", xlabel=f"{name}, predicted", ylabel=f"{name}, measured")
+        _frame(panel)
+        of = [known & (table["likelihood"] == likelihood) for likelihood in LIKELIHOODS]
+        seen.append([name, *(_factor((measured / predicted)[rows]) for rows in of)])
+    handles = [Line2D([], [], ls="", marker=marker, mfc="none", mec=INK, label=NAMES[likelihood])
+               for likelihood, marker in zip(LIKELIHOODS, "o^", strict=True)]  # fmt: skip
+    names = [name for name in ARCHITECTURES if name in table["architecture"][known]]
+    handles += [Line2D([], [], ls="", marker="s", color=_color(name), label=name) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    off = np.abs(table["trace"] / table["theory_trace"] - 1)[known & (table["likelihood"] == "gaussian")]
+    caption = (
+        f"Traces of squared error are {100 * np.median(off):.1f} % off the prediction in the median of {off.size} "
+        "perceptrons. Theory holds for widths far above depth and samples; these are 64 wide at the start."
+    )
+    return f"{caption}\n\n{_markdown(['measured / predicted', *NAMES.values()], seen)}", figure
 
 
 def _spectra(atlas: Atlas) -> tuple[str, Figure]:
@@ -312,6 +364,10 @@ def _mean(values: np.ndarray) -> float:
     return float(np.exp(np.mean(np.log(values)))) if len(values) else np.nan
 
 
+def _share(hits: np.ndarray) -> str:
+    return f"{100 * np.mean(hits):.0f} %"
+
+
 def _factor(ratios: np.ndarray) -> str:
     return f"× {_quartiles(ratios)}"
 
@@ -319,7 +375,7 @@ def _factor(ratios: np.ndarray) -> str:
 def _quartiles(values: np.ndarray) -> str:
     """The median, and quartiles."""
     low, median, high = np.nanquantile(values, (0.25, 0.5, 0.75))
-    return f"{median:.2g} ({low:.2g} to {high:.2g})"
+    return f"{median:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _name(architecture: str, norm: str, depth: int | None = None) -> str:
