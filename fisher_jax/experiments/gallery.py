@@ -69,7 +69,7 @@ def gallery(atlas: Atlas) -> dict[str, tuple[str, str, Figure]]:
     """(title, what is seen, figure) by name; a question that the table has no networks for is left out."""
     questions = {
         "training": ("What training does", _training),
-        "norms": ("What batch norm does", lambda atlas: _pairs(atlas, "norm", ("batch", "population"))),
+        "norms": ("What norms do", lambda atlas: _pairs(atlas, "norm", ("batch", "population"))),
         "inits": ("What the initialization does", lambda atlas: _pairs(atlas, "init", INITS[1:])),
         "masks": ("What dropout and stochastic depth do", lambda atlas: _pairs(atlas, "masks", tuple(MASKS)[1:])),
         "outliers": ("Squared error against softmax: how many outliers", _outliers),
@@ -161,7 +161,7 @@ def _pairs(atlas: Atlas, axis: str, others: tuple[str, ...]) -> tuple[str, Figur
     handles = [Line2D([], [], ls="", marker="o", color=_color(name), label=name) for name in architectures]
     handles += [Line2D([], [], ls="", marker="o", mfc=face, mec=INK, label=state)
                 for state, face in zip(STATES, ("none", INK), strict=True)]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(pairs) == 1 else 9, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=(3, 5, 9)[len(pairs) - 1], frameon=False, fontsize=9)
     head = [f"λ_max / λ_max {names[base]}"] + [f"{NAMES[p]}, {state}" for p in LIKELIHOODS for state in STATES]
     than = names[base] if base == "none" else f"with {names[base]}"
     caption = (
@@ -412,7 +412,8 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def _page(atlas: Atlas, drawn: dict[str, tuple[str, str, Figure]], command: str) -> str:
     s = atlas.settings
-    axes = {name: list(dict.fromkeys(atlas[name].tolist())) for name in KEYS[:6]}
+    axes = {name: list(dict.fromkeys(atlas[name].tolist())) for name in KEYS[:4]}
+    axes |= {name: np.unique(atlas[name]).tolist() for name in KEYS[4:6]}
     lines = [
         "# Atlas of Fisher spectra",
         "",
@@ -434,9 +435,12 @@ def _page(atlas: Atlas, drawn: dict[str, tuple[str, str, Figure]], command: str)
         + ". Numbers such as 2 (1 to 3) are medians with "
         "quartiles over networks.",
     ]
-    accuracy = atlas.where(state="after", likelihood="gaussian")["test_accuracy"]
-    low, median, high = np.quantile(accuracy, (0, 0.5, 1))
-    lines += ["", f"Test accuracy after training: {100 * low:.0f} to {100 * high:.0f} %, median {100 * median:.0f} %.", ""]
+    trained = atlas.where(state="after", likelihood="gaussian")
+    medians = [
+        f"{name} {100 * np.median(trained.where(architecture=name)['test_accuracy']):.0f}" for name in axes["architecture"]
+    ]
+    low, high = 100 * trained["test_accuracy"].min(), 100 * trained["test_accuracy"].max()
+    lines += ["", f"Test accuracy after training: {low:.0f} to {high:.0f} %; medians: {', '.join(medians)} %.", ""]
     for name, (title, seen, _) in drawn.items():
         lines += [f"## {title}", "", f"![{title}]({name}.png)", "", seen, ""]
     lines += ["## Columns", "", "Of atlas.csv, and of the atlas.npz that the command writes beside it.", ""]
