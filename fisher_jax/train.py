@@ -327,7 +327,11 @@ class _Run:
         _checks.finite("fit", f"{name} y", y, "clean the labels")
         x, y = jax.tree.map(_canonical, (x, y))
         few = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), x)
-        network = self._merge(self.evaluation, self.params, self.statistics, self.keys)
+
+        # Merged where it is called: a loop over stacked blocks writes to their statistics.
+        def network(x: Any) -> Any:
+            return self._merge(self.evaluation, self.params, self.statistics, self.keys)(x)
+
         try:
             outputs = jax.eval_shape(network, few)
         except (TypeError, ValueError) as error:

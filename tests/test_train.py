@@ -131,6 +131,16 @@ def test_running_statistics_follow_the_batches_and_are_given_back():
     assert fj.fisher(model, x, fj.Categorical()).size == sum(w.size for w in weights(model))
 
 
+def test_statistics_of_stacked_blocks_are_those_of_the_blocks():
+    """A loop over blocks writes to their statistics, also when data is checked."""
+    x, y = problem(32)
+    found = []
+    for scanned in (False, True):
+        model = fj.models.build("resmlp", inputs=4, outputs=3, depth=2, norm="batch", scanned=scanned, key=KEY)
+        found.append(fit(model, (x, y), fj.Categorical(), epochs=2, batch=8, key=KEY))
+    np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scanned", [False, True])
 def test_masks_are_active_and_new_in_every_step(scanned):
     x, y = (np.tile(a[:1], (8,) + (1,) * (a.ndim - 1)) for a in problem())  # the order of equal samples changes nothing

@@ -1,9 +1,15 @@
 """Measurements that need many networks, or trained ones: each beside what theory says."""
 
+from fisher_jax.experiments.atlas import ARCHITECTURES as ARCHITECTURES
+from fisher_jax.experiments.atlas import Atlas as Atlas
+from fisher_jax.experiments.atlas import atlas as atlas
+from fisher_jax.experiments.atlas import grid as grid
+from fisher_jax.experiments.atlas import load_atlas as load_atlas
 from fisher_jax.experiments.compare import Comparison as Comparison
 from fisher_jax.experiments.compare import Row as Row
 from fisher_jax.experiments.compare import compare as compare
 from fisher_jax.experiments.ensemble import ensemble as ensemble
+from fisher_jax.experiments.gallery import write_atlas as write_atlas
 from fisher_jax.experiments.generalization import generalization as generalization
 from fisher_jax.experiments.generalization import linear_generalization as linear_generalization
 from fisher_jax.experiments.growth import Growth as Growth

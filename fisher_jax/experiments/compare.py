@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
 import math
-import os
 import time
 import warnings
 import zlib
@@ -15,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax import _checks, results
+from fisher_jax import _checks
+from fisher_jax.experiments.cells import kept
 from fisher_jax.experiments.ensemble import ensemble
 from fisher_jax.experiments.growth import Growth, growth
 from fisher_jax.experiments.variants import DEFAULT, variant
@@ -26,6 +25,7 @@ from fisher_jax.results import Law
 from fisher_jax.theory import predict
 
 FORMAT = 1
+FIELDS = ("variant", "depth", "size", "measured", "predicted", "allowed", "values", "law_values", "warnings")
 QUANTITIES = {
     "trace": "trace",
     "mean_eigenvalue": "mean eigenvalue m = trace/P",
@@ -205,9 +205,6 @@ def compare(
         "fisher_jax": metadata.version("fisher-jax"),
     }
     jobs = [(name, depth) for name in names for depth in depths]
-    if directory is not None:
-        directory = os.path.join(os.fspath(directory), "cells")
-        os.makedirs(directory, exist_ok=True)
     cells = []
     for done, (name, depth) in enumerate(jobs):
 
@@ -216,48 +213,13 @@ def compare(
                 progress(at, done * seeds + networks, len(jobs) * seeds)
 
         report(0, seeds)
-        cells.append(
-            _kept(directory, name, depth, settings, lambda n=name, d=depth, r=report: _cell(n, d, x, key, settings, r))
-        )
+        # The variant's own definition belongs to the settings: the table may change.
+        identity = settings | {"variant": name, "depth": depth, "definition": repr(variant(name)), "format": FORMAT}
+        make = lambda n=name, d=depth, r=report: _cell(n, d, x, key, settings, r)  # noqa: E731
+        cells.append(kept("compare", directory, f"{name}-{depth}", identity, FIELDS, make))
     if progress is not None:
         progress("done", len(jobs) * seeds, len(jobs) * seeds)
     return Comparison(settings | {"variants": names, "depths": depths}, tuple(cells))
-
-
-def _kept(
-    directory: Any, name: str, depth: int, settings: dict[str, Any], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """A cell from its file, or made and written there."""
-    if directory is None:
-        return make()
-    # The variant's own definition belongs to the settings: the table may change.
-    identity = settings | {"variant": name, "depth": depth, "definition": repr(variant(name)), "format": FORMAT}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    path = os.path.join(directory, f"{name}-{depth}-{digest}.json")
-    if os.path.exists(path):
-        try:
-            with open(path) as file:
-                found = json.load(file)
-            if found["identity"] != identity:
-                raise ValueError
-            return _from_json(found["cell"])
-        except (ValueError, KeyError, TypeError):
-            raise _checks.fail("compare", f"{path} is no cell of this version", "remove it") from None
-    cell = make()
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w") as file:
-            json.dump({"identity": identity, "cell": cell}, file)
-
-    results.replace(path, write)
-    return cell
-
-
-def _from_json(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell as it was made: checks that nothing is missing."""
-    for field in ("variant", "depth", "size", "measured", "predicted", "allowed", "values", "law_values", "warnings"):
-        cell[field]
-    return cell
 
 
 def _cell(
@@ -330,13 +292,13 @@ def _numbers(values: np.ndarray, size: int, outliers: int) -> dict[str, np.ndarr
         "second_moment": (values**2).sum(axis=1) / size,
         "lambda_max": largest,
         "top": values[:, : max(1, outliers)].mean(axis=1),
-        "outliers": np.array([_stand_out(v) for v in values], float),
+        "outliers": np.array([stand_out(v) for v in values], float),
         "bulk": rest.mean(axis=1) if rest.shape[1] else np.full(len(values), math.nan),
         "max_learning_rate": 2 / largest,
     }
 
 
-def _stand_out(values: np.ndarray) -> int:
+def stand_out(values: np.ndarray) -> int:
     """Eigenvalues above the widest gap in the upper half, if that is more than a factor 2; else none stands out."""
     if values.size < 2:
         return 0

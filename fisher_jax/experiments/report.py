@@ -48,14 +48,14 @@ def write(comparison: Comparison, directory: Any) -> list[str]:
     paths = []
     for name, text in texts.items():
         paths.append(os.path.join(directory, name))
-        results.replace(paths[-1], _text_writer(text))
+        results.replace(paths[-1], text_writer(text))
     for name, (_, figure) in drawn.items():
         paths.append(os.path.join(directory, f"{name}.png"))
         results.replace(paths[-1], figure.savefig)
     return paths
 
 
-def _text_writer(text: str) -> Callable[[str], None]:
+def text_writer(text: str) -> Callable[[str], None]:
     def write(path: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
