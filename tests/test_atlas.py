@@ -143,7 +143,7 @@ def test_finished_networks_are_taken_from_their_files_and_the_table_from_its(sma
         f"({name})" in page for name in names
     )
     next(iter(stamps)).write_text("{}")
-    with pytest.raises(fj.ArgumentError, match=r"atlas: .*json is no cell of this version; remove it"):
+    with pytest.raises(fj.ArgumentError, match=r"atlas: .*json is damaged, or of another version; remove it"):
         experiments.atlas(["mlp"], **SMALL | chosen | {"norms": ["none", "batch"]})
     for path, message in ((tmp_path / "no.npz", "does not exist"), (paths[1], "is no atlas")):
         with pytest.raises(fj.ArgumentError, match=rf"load_atlas: path='.*' {message}; give the atlas.npz"):

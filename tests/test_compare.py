@@ -108,7 +108,7 @@ def test_growth_prefers_a_law_only_if_the_values_allow_it():
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
-SMALL = {"width": 24, "samples": 6, "seeds": 4, "key": KEY}
+SMALL = {"width": 24, "samples": 6, "seeds": 8, "key": KEY}
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ def test_rows_are_what_they_say(small):
     cell = next(c for c in found.cells if (c["variant"], c["depth"]) == ("skip2", 3))
     rows = {row.quantity: row for row in found.rows() if (row.variant, row.depth) == ("skip2", 3)}
     traces = np.array(cell["measured"]["trace"])
-    assert cell["size"] == 6 * 24**2 + 24 and traces.shape == (4,)
+    assert cell["size"] == 6 * 24**2 + 24 and traces.shape == (8,)
     row = rows["trace"]
-    assert row.measured == pytest.approx(traces.mean()) and row.error == pytest.approx(traces.std(ddof=1) / 2)
+    assert row.measured == pytest.approx(traces.mean()) and row.error == pytest.approx(traces.std(ddof=1) / 8**0.5)
     x = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 0), (6, 24)))
     law = fj.theory.predict("resmlp", x=x, depth=3)
     assert row.predicted == pytest.approx(law.trace) and rows["lambda_max"].predicted == pytest.approx(law.lambda_max)
@@ -163,6 +163,18 @@ def test_a_wrong_prediction_differs(small):
     assert fine["trace"] == "agrees" and "differs" not in fine.values()
 
 
+def test_few_networks_and_deep_ones_prove_nothing(small):
+    """The limit is Student's t, whose tails are those of three standard errors; far too deep networks are no evidence."""
+    found, _ = small
+    cell = next(c for c in found.cells if (c["variant"], c["depth"]) == ("fixup", 3))
+    for seeds, limit in ((2, 235.8), (4, 9.22), (8, 4.53)):  # of a table of the t distribution at 0.99865
+        few = cell | {"measured": {q: values[:seeds] for q, values in cell["measured"].items()}}
+        row = experiments.Comparison(found.settings, (few,)).rows()[0]
+        assert row.limit == pytest.approx(limit, rel=2e-3)
+    deep = experiments.Comparison(found.settings, (cell | {"deviation": 1.5},))
+    assert deep.counts() == {"out of range": 7} and "too deep for their width" in deep.summary()
+
+
 def test_finished_cells_are_taken_from_their_files(small):
     found, directory = small
     files = sorted((directory / "cells").iterdir())
@@ -175,7 +187,7 @@ def test_finished_cells_are_taken_from_their_files(small):
     assert other.cells[0]["measured"]["trace"] != again.cells[0]["measured"]["trace"]
     files[0].write_text("{}")
     name, depth = re.match(r"(.*)-(\d+)-\w+\.json", files[0].name).groups()
-    with pytest.raises(fj.ArgumentError, match=r"compare: .*json is no cell of this version; remove it"):
+    with pytest.raises(fj.ArgumentError, match=r"compare: .*json is damaged, or of another version; remove it"):
         experiments.compare([name], (int(depth),), directory=directory, **SMALL)
 
 
@@ -186,6 +198,11 @@ def test_finished_cells_are_taken_from_their_files(small):
     ({"seeds": 0}, r"compare: seeds=0 is below 1"),
     ({"likelihood": "poisson"}, r"compare: likelihood='poisson' is not covered"),
     ({"likelihood": "categorical"}, r"compare: outputs=1 is below 2"),
+    ({"variants": "mlp"}, r"compare: variants='mlp' is no list; give variants=\['mlp'\]"),
+    ({"depths": 3}, r"compare: depths=3 is no list; give depths=\[3\]"),
+    ({"x": np.zeros((4, 8))}, r"compare: x of shape \(4, 8\); give samples in rows \(N, d\), finite and not all zero"),
+    ({"x": np.full((4, 8), np.nan)}, r"compare: x of shape \(4, 8\); give samples in rows"),
+    ({"x": np.ones((4, 8, 1))}, r"compare: x of shape \(4, 8, 1\); give samples in rows"),
 ])  # fmt: skip
 def test_bad_arguments(change, message):
     with pytest.raises(fj.ArgumentError, match=message):
@@ -274,7 +291,7 @@ def test_the_command_prints_writes_and_lists(tmp_path, capsys):
         "largest stable rate 2/λ_max",
         "± ",
         "s.e.)",
-        "growth with depth",
+        "growth from depth 1",
         "written: ",
     ):
         assert text in out

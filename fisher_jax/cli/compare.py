@@ -20,11 +20,11 @@ examples:
 
 For each variant and depth, --seeds random networks are made and all eigenvalues of their Fisher matrices taken; theory
 predicts the same from the architecture and the data's kernel. The numbers are the trace, the mean eigenvalue, the second
-moment, lambda_max, how many eigenvalues stand out, the mean of the others, and the largest stable learning rate
-2/lambda_max: measured (mean ± standard error), predicted, relative error, and a verdict in standard errors; then the laws
-by which they grow with depth. --out receives report.html (open it in a browser), comparison.csv, .json, .md and the figures.
-Interrupted, the same command goes on where it was: finished cells lie in DIR/cells. More variants, depths or a
-report of other settings in the same DIR take what fits and compute the rest.
+moment, lambda_max, how many eigenvalues stand out (lie above the widest gap in the upper half, if that is more than a
+factor 2), the mean of the others, and the largest stable learning rate 2/lambda_max: measured (mean ± standard error),
+predicted, relative error, and a verdict in standard errors; then the laws by which they grow with depth. --out receives
+report.html (open it in a browser), comparison.csv, .json, .md and the figures. Interrupted, the same command goes on where
+it was: finished cells lie in DIR/cells; another comparison in the same DIR takes what fits and computes the rest.
 """
 
 

@@ -38,7 +38,7 @@ def kept(
                 raise ValueError
             return found["cell"]
         except (ValueError, KeyError, TypeError):
-            raise _checks.fail(where, f"{path} is no cell of this version", "remove it") from None
+            raise _checks.fail(where, f"{path} is damaged, or of another version", "remove it") from None
     if make is None:
         return None
     cell = make()

@@ -37,12 +37,13 @@ QUANTITIES = {
     "max_learning_rate": "largest stable rate 2/λ_max",
 }
 GROWING = ("trace", "mean_eigenvalue", "lambda_max", "max_learning_rate")
-AGREES = 3.0  # standard errors
+# A difference is none within so many standard errors, or what is as unlikely for few networks.
+AGREES = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One quantity of one variant at one depth.
+    """One quantity of one variant at one depth, and its verdict.
 
     `distance`: (measured − predicted) in standard errors. `excess`: its part outside what the finite width explains.
     """
@@ -56,16 +57,20 @@ class Row:
     relative: float
     distance: float
     excess: float
+    limit: float  # of the distances: 3 for many networks, more for few, by Student's t
+    deviation: float  # relative, of one network, by theory
 
     @property
     def verdict(self) -> str:
-        if math.isnan(self.predicted):
+        if math.isnan(self.predicted) or math.isnan(self.measured):
             return "no prediction"
+        if self.deviation > 1:
+            return "out of range"
         if math.isnan(self.distance):
             return "one network: no error"
-        if abs(self.distance) <= AGREES:
+        if abs(self.distance) <= self.limit:
             return "agrees"
-        return "finite width" if abs(self.excess) <= AGREES else "differs"
+        return "finite width" if abs(self.excess) <= self.limit else "differs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +96,20 @@ class Comparison:
         depths, measured, errors, predicted = (np.array(column, float) for column in columns)
         return depths, measured, errors, predicted
 
+    @property
+    def fitted_from(self) -> int:
+        """The depth from which on laws are fitted: shallow networks follow no law of deep ones."""
+        depths = self.settings["depths"]
+        return next((least for least in (4, 2) if sum(depth >= least for depth in depths) >= 3), 1)
+
     def growth(self, name: str, quantity: str) -> tuple[Growth, Growth] | None:
         """The laws fitted to the measured and to the predicted curve, with the same weights; None for too few depths.
 
-        Fitted from depth 4 on if that leaves three depths: shallow networks follow no law of deep ones. Where the
-        measurements cannot tell two laws apart, the one of the predicted curve is named.
+        Where the measurements cannot tell two laws apart, the one of the predicted curve is named.
         """
         depths, measured, errors, predicted = self.curve(name, quantity)
-        deep = depths >= 4 if (depths >= 4).sum() >= 3 else depths > 0
-        good = np.isfinite(measured) & np.isfinite(predicted) & (measured > 0) & (predicted > 0) & deep
+        good = np.isfinite(measured) & np.isfinite(predicted) & (measured > 0) & (predicted > 0)
+        good &= depths >= self.fitted_from
         if good.sum() < 3:
             return None
         depths, measured, errors, predicted = (a[good] for a in (depths, measured, errors, predicted))
@@ -123,12 +133,15 @@ class Comparison:
 
     def laws(self) -> str:
         """The growth laws, fitted to measured and predicted curves."""
-        lines = [f"{'growth with depth':<22} {'quantity':<18} {'measured':<28} {'predicted':<28}"]
+        head = f"growth from depth {self.fitted_from}"
+        lines = [f"{head:<22} {'quantity':<18} {'measured':<29} {'predicted':<29} as L grows"]
         for name in self.variants:
+            limit = variant(name).law
             for quantity in GROWING:
                 if (found := self.growth(name, quantity)) is not None:
                     label = quantity.replace("_", " ")
-                    lines.append(f"{name:<22} {label:<18} {found[0]!r:<28} {found[1]!r:<28}")
+                    lines.append(f"{name:<22} {label:<18} {found[0]!r:<29} {found[1]!r:<29} {limit}".rstrip())
+                    limit = ""
         return "\n".join(lines) if len(lines) > 1 else "growth laws need three depths"
 
     def summary(self) -> str:
@@ -139,11 +152,12 @@ class Comparison:
 
 
 _VERDICTS = {
-    "agrees": f"agree within {AGREES:g} standard errors",
+    "agrees": "agree within the error of the mean",
     "finite width": "are off by what theory leaves to the finite width",
     "differs": "differ",
     "no prediction": "have no prediction",
-    "one network: no error": "have no error, for want of networks",
+    "out of range": "belong to networks too deep for their width, where single ones differ by more than 100 %",
+    "one network: no error": "have no error, for want of a second network",
 }
 
 
@@ -180,6 +194,9 @@ def compare(
     Raises:
         ArgumentError: unknown variants, depths below 1; a file in the directory that is no cell.
     """
+    for what, value in (("variants", variants), ("depths", depths)):
+        if isinstance(value, (str, int)):
+            raise _checks.fail("compare", f"{what}={value!r} is no list", f"give {what}=[{value!r}]")
     names = [name for name in dict.fromkeys(variants) if variant(name)]
     depths = sorted({_checks.integer("compare", "depths", depth, 1) for depth in depths})
     if not names or not depths:
@@ -187,14 +204,18 @@ def compare(
     seeds = _checks.integer("compare", "seeds", seeds, 1)
     if likelihood not in ("gaussian", "categorical"):
         raise _checks.fail("compare", f"likelihood={likelihood!r} is not covered", 'give "gaussian" or "categorical"')
+    source = "N(0, 1)" if x is None else "given"
     if x is None:
         _checks.integer("compare", "width", width, 1)
         shape = (_checks.integer("compare", "samples", samples, 1), width)
         x = jax.random.normal(jax.random.fold_in(key, 0), shape)
     x = np.asarray(x, np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32)
+    if x.ndim != 2 or not np.isfinite(x).all() or not x.any():
+        raise _checks.fail("compare", f"x of shape {x.shape}", "give samples in rows (N, d), finite and not all zero")
     settings = {
         "width": width,
-        "data": hashlib.sha256(x.tobytes() + str(x.shape).encode()).hexdigest()[:16],
+        "data": source,
+        "fingerprint": hashlib.sha256(x.tobytes() + str(x.shape).encode()).hexdigest()[:16],
         "samples": x.shape[0],
         "inputs": x.shape[1],
         "outputs": _checks.integer("compare", "outputs", outputs, 1 + (likelihood == "categorical")),
@@ -336,6 +357,9 @@ def _allowed(
 
 
 def _rows(cell: dict[str, Any], outputs: int) -> list[Row]:
+    from scipy.stats import norm
+    from scipy.stats import t as student
+
     rows = []
     for quantity in QUANTITIES:
         if quantity == "top" and outputs == 1:
@@ -348,11 +372,13 @@ def _rows(cell: dict[str, Any], outputs: int) -> list[Row]:
         difference = measured - predicted
         low, high = (factor * predicted for factor in cell["allowed"][quantity])
         outside = min(measured - low, 0.0) + max(measured - high, 0.0)
-        # Where nothing is random, rounding is all that may differ.
+        limit = float(student.isf(norm.sf(AGREES), found.size - 1)) if found.size > 1 else math.nan
+        # Where nothing is random, rounding is all that may differ; a count is right or off by one.
         scale = max(error, 1e-5 * abs(predicted)) if not math.isnan(error) else math.nan
-        scale = 0.5 / AGREES if quantity == "outliers" and scale < 0.5 / AGREES else scale  # a count is right or off by one
+        scale = max(scale, 0.5 / limit) if quantity == "outliers" else scale
         relative = difference / predicted if predicted else (0.0 if difference == 0 else math.inf)
-        numbers = (measured, error, predicted, relative, difference / scale, outside / scale)
+        deviation = cell["deviation"]
+        numbers = (measured, error, predicted, relative, difference / scale, outside / scale, limit, deviation)
         rows.append(Row(cell["variant"], cell["depth"], quantity, *(float(number) for number in numbers)))
     return rows
 

@@ -34,6 +34,8 @@ def write(comparison: Comparison, directory: Any) -> list[str]:
     Returns:
         Paths of the files.
     """
+    if not isinstance(comparison, Comparison):
+        raise _checks.fail("write", f"comparison is a {type(comparison).__name__}", "give fj.experiments.compare(...)")
     directory = os.fspath(directory)
     if os.path.exists(directory) and not os.path.isdir(directory):
         raise _checks.fail("write", f"directory={directory!r} is a file", "give a directory")
@@ -49,6 +51,9 @@ def write(comparison: Comparison, directory: Any) -> list[str]:
     for name, text in texts.items():
         paths.append(os.path.join(directory, name))
         results.replace(paths[-1], text_writer(text))
+    for name in {"statements", "depth", "ratio", "spectra"} - set(drawn):  # of an earlier comparison
+        if os.path.exists(old := os.path.join(directory, f"{name}.png")):
+            os.unlink(old)
     for name, (_, figure) in drawn.items():
         paths.append(os.path.join(directory, f"{name}.png"))
         results.replace(paths[-1], figure.savefig)
@@ -101,8 +106,9 @@ def _plain(value: Any) -> Any:
 def to_markdown(comparison: Comparison) -> str:
     """The tables."""
     lines = ["# Fisher spectra: measured and predicted", "", _setting(comparison), "", comparison.summary() + ".", ""]
-    lines += ["## Growth with depth", "", "| variant | quantity | measured | predicted |", "|---|---|---|---|"]
-    lines += [f"| {name} | {label} | {found} | {law} |" for name, label, found, law, _ in _laws(comparison)]
+    lines += ["## Growth with depth", "", f"Fitted from depth {comparison.fitted_from} on.", ""]
+    lines += ["| variant | quantity | measured | predicted | as L grows |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {label} | {found} | {law} | {limit} |" for name, label, found, law, limit in _laws(comparison)]
     for name in comparison.variants:
         lines += ["", f"## {name}: {variant(name).title}", ""]
         lines += ["| depth | quantity | measured | ± s.e. | predicted | rel. error | verdict | s.e. off |"]
@@ -127,6 +133,7 @@ def to_html(comparison: Comparison, drawn: dict[str, tuple[str, Figure]] | None 
         settings=comparison.settings,
         figures=[(name, caption, _svg(figure)) for name, (caption, figure) in (drawn or figures(comparison)).items()],
         laws=_laws(comparison),
+        fitted_from=comparison.fitted_from,
         tables=[
             (
                 name,
@@ -142,7 +149,7 @@ def to_html(comparison: Comparison, drawn: dict[str, tuple[str, Figure]] | None 
 
 def _setting(comparison: Comparison) -> str:
     s = comparison.settings
-    data = f"{s['samples']} samples of {s['inputs']} features, {s['outputs']} output{'s' * (s['outputs'] > 1)}"
+    data = f"{s['samples']} samples ({s['data']}) of {s['inputs']} features, {s['outputs']} output{'s' * (s['outputs'] > 1)}"
     return f"Width {s['width']}, {data}, {s['likelihood']} likelihood, {s['seeds']} random networks for each number."
 
 
@@ -202,7 +209,7 @@ def statements(comparison: Comparison) -> Figure:
     for i, (name, claim) in enumerate(STATEMENTS.items()):
         depths, measured, errors, predicted = comparison.curve(name, "mean_eigenvalue")
         laws = comparison.growth(name, "mean_eigenvalue")
-        label = f"{variant(name).title}\nliterature: {claim}" + (f"; fit: {laws[0]!r}" if laws else "")
+        label = f"{variant(name).title}\nliterature: {claim}" + (f"\nfit: {laws[0]!r}" if laws else "")
         color = _color(i, len(STATEMENTS))
         for axis in axes[: 2 if claim != "exponential" else 1]:
             axis.plot(depths, scale * predicted, "-", lw=1.4, color=color)
@@ -215,7 +222,7 @@ def statements(comparison: Comparison) -> Figure:
     axes[1].set(title="flat against sub-linear, magnified")
     if deep.size:
         axes[1].set_ylim(0.6 * deep.min(), 1.25 * deep.max())
-    _finish(figure, axes, comparison.settings["depths"], columns=3)
+    _finish(figure, axes, comparison.settings["depths"], 3, "points: measured, ± standard error; lines: theory")
     return figure
 
 
@@ -228,7 +235,8 @@ def by_depth(comparison: Comparison) -> Figure:
         for i, name in enumerate(comparison.variants):
             depths, measured, errors, predicted = comparison.curve(name, quantity)
             color = _color(i, len(comparison.variants))
-            axis.plot(depths, np.where(predicted > 0, predicted, np.nan), "-", lw=1.2, color=color)
+            style = "-" if depths.size > 1 else "_"
+            axis.plot(depths, np.where(predicted > 0, predicted, np.nan), style, lw=1.2, ms=18, color=color)
             marker = _MARKERS[i % len(_MARKERS)]
             good = measured > 0
             # A bar that reaches below zero has no place on a logarithmic axis.
@@ -237,7 +245,7 @@ def by_depth(comparison: Comparison) -> Figure:
                 depths[good], measured[good], [lower, errors[good]], fmt=marker, ms=4, capsize=2, color=color, label=name
             )
         axis.set(yscale="log", title=QUANTITIES[quantity])
-    _finish(figure, axes, comparison.settings["depths"], columns=8)
+    _finish(figure, axes, comparison.settings["depths"], 8, "points: measured, ± standard error; lines: theory")
     return figure
 
 
@@ -263,7 +271,7 @@ def ratios(comparison: Comparison) -> Figure:
             )
         axis.axhline(1, color=QUIET, lw=1)
         axis.set(title=QUANTITIES[quantity], ylabel="measured / predicted" if quantity == "trace" else "")
-    _finish(figure, axes, comparison.settings["depths"], columns=8)
+    _finish(figure, axes, comparison.settings["depths"], 8, "bars: ± 2 standard errors")
     return figure
 
 
@@ -277,14 +285,14 @@ def spectra(comparison: Comparison) -> Figure:
     for i, (axis, name) in enumerate(zip(axes, names, strict=False)):
         (cell,) = (cell for cell in comparison.cells if (cell["variant"], cell["depth"]) == (name, depth))
         for values, style, color, label in (
-            (cell["law_values"], "-", _color(i, len(names)), "predicted"),
-            (cell["values"], "o", INK, "measured, mean"),
+            (cell["values"], "o", QUIET, "measured, mean"),
+            (cell["law_values"], "-" if len(cell["values"]) > 1 else "_", INK, "predicted"),
         ):
             values = np.array(values)
             rank = np.arange(1, values.size + 1)
             # Of exact zeros, rounding is left.
             good = values > 1e-7 * values.max()
-            axis.plot(rank[good], values[good], style, ms=3, lw=2, color=color, label=label if i == 0 else None)
+            axis.plot(rank[good], values[good], style, ms=4, lw=1.6, color=color, label=label if i == 0 else None)
         axis.set(xscale="log", yscale="log", title=name, xlabel="rank" if i >= len(names) - columns else "")
         axis.set_ylabel("eigenvalue" if i % columns == 0 else "")
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
@@ -299,7 +307,8 @@ def _color(i: int, many: int) -> Any:
     return colormaps["tab10"](i) if many <= 10 else colormaps["turbo"](0.05 + 0.9 * i / (many - 1))
 
 
-def _finish(figure: Figure, axes: Any, depths: list[int], columns: int) -> None:
+def _finish(figure: Figure, axes: Any, depths: list[int], columns: int, note: str) -> None:
+    figure.suptitle(note, fontsize=10)
     for axis in axes:
         axis.set(xscale="log", xlabel="depth L")
         axis.set_xticks(depths)
