@@ -187,7 +187,8 @@ def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int
 def _with_dropout(net: Network, K: Array, samples: float, draws: Draws, k: int | None) -> Levels:
     N, keep = K.shape[0], 1 - net.dropout
     pairs, second = random_masks.doubled(K, keep, net.dropout_form, draws.shared)
-    tangent = net.tangent(pairs, net.gate(second, random_masks.dropout_moments(keep, net.dropout_form)[2]))
+    gate = net.gate(second, random_masks.dropout_moments(keep, net.dropout_form)[2])
+    tangent = net.tangent(pairs, gate, rows=np.tile(np.arange(N), 2))
     same, different = tangent.scaled[:N, :N], tangent.scaled[:N, N:]
     trace = net.outputs * float(jnp.mean(jnp.diagonal(same)))
     first, contrasts = random_masks.average_over_draws(same, different, draws.count)
@@ -225,7 +226,8 @@ def _with_depth(net: Network, K: Array, samples: float, draws: Draws, k: int | N
         rows = S if draws.shared else int(samples) * S
         b = np.asarray(jax.random.bernoulli(draws.key, p[:, None], (net.depth, rows)), float)
         b = np.tile(b, (1, int(samples))) if draws.shared else b
-        tangent = net.tangent(jnp.kron(of_samples(K, samples), jnp.ones((S, S))), net.gate(), b)
+        every = jnp.kron(of_samples(K, samples), jnp.ones((S, S)))
+        tangent = net.tangent(every, net.gate(), b, rows=np.repeat(np.arange(int(samples)), S))
         values = _eigenvalues(tangent.scaled, k)
         counts, equal = np.ones(values.size), tangent.scaled
     trace, shift = C * float(jnp.mean(jnp.diagonal(equal))), float(tangent.exponent)

@@ -69,6 +69,7 @@ class Network:
     inputs: int
     outputs: int
     options: dict[str, Any]
+    means: Any = None  # of each sample over its features `(N,)`, where the data are known
 
     def __getattr__(self, option: str) -> Any:
         try:
@@ -119,8 +120,11 @@ class Network:
         linear = self.name == "resmlp" and self.skip == 1 and self.form == "linear"
         return Gate(dual("linear" if linear else self.activation), second, first, norm)
 
-    def tangent(self, K: Array, gate: Gate, branch: Any = 1.0, every: bool = False) -> Tangent:
-        """The tangent kernel for inputs of kernel K; `branch`: factors of the branches, `(L,)` or `(L, N)`."""
+    def tangent(self, K: Array, gate: Gate, branch: Any = 1.0, every: bool = False, rows: Any = None) -> Tangent:
+        """The tangent kernel for inputs of kernel K.
+
+        `branch`: factors of the branches, `(L,)` or `(L, N)`. `rows`: which sample each row of K is of, if not one each.
+        """
         ntk = self.parametrization == "ntk"
         if self.name == "mlp":
             return mlp(
@@ -153,7 +157,8 @@ class Network:
             return skip_two(K, self.stream, self.depth, gate, **common)
         common |= {"variance": s1}
         if self.form == "post":
-            return skip_one_post(K, self.stream, self.depth, gate, **common)
+            mean = 0.0 if self.means is None else self.means if rows is None else self.means[rows]
+            return skip_one_post(K, self.stream, self.depth, gate, mean=mean, **common)
         return skip_one(K, self.inputs, self.stream, self.depth, gate, input_variance=self.input_variance, **common)
 
     def randomness(self, tangent: Tangent) -> float:

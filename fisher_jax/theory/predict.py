@@ -45,7 +45,8 @@ def predict(
         inputs: features of a sample, d. outputs: C. samples: N.
         x: data `(N, d)`; or kernel: `(N, N)` matrix x·x'/d. Without both: N samples with |x|² = d and this cosine between
             any two, as x ~ N(0, 1) has nearly. The exact kernel matters where N/d is not small and the outputs have no mean
-            over samples (odd activations without biases, few layers).
+            over samples (odd activations without biases, few layers). Of skips with the activation last, form="post", the
+            means of samples over their features count too: known from x, zero otherwise.
         likelihood: "gaussian" or "categorical", or `fj.Gaussian(noise)`, `fj.Categorical()`.
         masks: of dropout and stochastic depth, as in `fj.fisher`: "mean" or None: the network without masks;
             "one" or `fj.Fixed(key)`: one draw, in expectation over draws; "typical": one of the median number of surviving
@@ -71,6 +72,8 @@ def predict(
     with jax.enable_x64(True):
         K, samples, inputs = _inputs(inputs, samples, x, kernel, cosine)
         net = network(name, inputs, outputs, options)
+        if x is not None:
+            net = dataclasses.replace(net, means=jnp.mean(jnp.asarray(np.asarray(x), float), axis=1))
         scale, softmax = _likelihood(likelihood)
         if not math.isinf(samples) and samples * net.outputs > net.size:
             raise _checks.fail(

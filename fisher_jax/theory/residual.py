@@ -1,5 +1,6 @@
 """Residual perceptrons: skips over one or two layers, with everything that theory puts into their branches."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -123,18 +124,19 @@ def skip_one_post(
     scale: Any = 1.0,
     gain: Any = 1.0,
     learned_size: Any = 0.0,
+    mean: Any = 0.0,
     ntk: bool = False,
     every: bool = False,
 ) -> Tangent:
     """The tangent kernel of `h^{l+1} = h^l + a_l g(β_l W h^l)`, `h⁰ = x`: the activation last ("post").
 
-    The branch may have a mean m = E[g], which adds up along the stream: μ ← μ + a m.
+    The branch may have a mean m = E[g], which adds up along the stream to that of the input over its features: μ ← μ + a m.
 
         S = s K,  K ← K + a (μ m'ᵀ + m μ'ᵀ) + a² E[g g'],  T ← T + a² E[ġ ġ'] (s T + D K),  Θ = so² T^L + D K^L
 
     He and ReLU: θ₁ grows as 2.90411^L, and θ₂/θ₁ → 1.
 
-    Args: as `skip_two`; variance: s. width: D.
+    Args: as `skip_two`; variance: s. width: D. mean: μ⁰ of each input over its features, a number or `(N,)`.
 
     Reference: derived, checked on finite networks.
     """
@@ -151,7 +153,9 @@ def skip_one_post(
         cross = mean[:, None] * m[None, :]
         return K + cross + cross.T + a2 * V, mean + m, T
 
-    s = run(step, start(K), layers(depth, K.dtype, scale, gain, learned_size), gate.homogeneous, every)
+    stream = start(K)
+    stream = dataclasses.replace(stream, mean=stream.mean + jnp.asarray(mean, K.dtype))
+    s = run(step, stream, layers(depth, K.dtype, scale, gain, learned_size), gate.homogeneous, every)
     return readout(s, readout_variance, width, gate.homogeneous, ntk)
 
 
