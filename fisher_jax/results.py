@@ -118,7 +118,7 @@ class Spectrum:
     @property
     def second_moment(self) -> float:
         """s = ‖F‖_F² / P, the mean of λ²."""
-        return self.frobenius**2 / self.size
+        return self.frobenius * self.frobenius / self.size  # not ** 2, which raises where a float ends
 
     @property
     def effective_rank(self) -> float:
@@ -351,7 +351,7 @@ class Law:
     @property
     def second_moment(self) -> float:
         """s = ‖F‖_F² / P, the mean of λ²."""
-        return self.frobenius**2 / self.size
+        return self.frobenius * self.frobenius / self.size  # not ** 2, which raises where a float ends
 
     @property
     def effective_rank(self) -> float:

@@ -172,6 +172,7 @@ def test_skip_over_one_layer():
     assert growth(depths, *m).kind == "exponential"
 
 
+@pytest.mark.slow
 def test_skip_over_one_layer_activation_last():
     """2.904^L: the branch has a mean, which adds up until one eigenvalue takes all of the trace."""
     depths = np.array([1, 4, 8])
@@ -220,6 +221,7 @@ def test_population_norm():
     close(exponent(largest, depths), np.log2(5.060 / 2.110), 0.05)
 
 
+@pytest.mark.slow
 def test_batch_norm_frozen():
     """Local exponents rise towards 1.467 of the trace and 0.467 of m, their values for batches without end."""
     depths = np.array([1, 4, 8])
@@ -254,6 +256,7 @@ def test_mlp_with_batch_norm():
     assert growth(depths, *m).kind == "exponential" and factor - 4 * error > 1.2
 
 
+@pytest.mark.slow
 def test_fixup():
     """Trace 2 and λ_max at every depth; m ~ 1/L."""
     depths = np.array([1, 4, 16])
@@ -306,6 +309,7 @@ def test_branches_over_root_of_depth(depths, table):
     assert m.mean[2] / m.mean[1] == pytest.approx(expected[2] / expected[1] * depths[1] / depths[2], rel=0.1)
 
 
+@pytest.mark.slow
 def test_concatenating_skip():
     """Trace linear, m ~ 1/L; k = D/4."""
     depths = np.array([1, 4, 8])
@@ -342,6 +346,7 @@ def surviving(masks):
     return np.array([law.lambda_max for law in laws]) / 64
 
 
+@pytest.mark.slow
 def test_stochastic_depth():
     """p = 1/2, one subnetwork: trace 1.5^L (1 + L/2); the mean over masks of λ_max grows faster than its median."""
     depths, found = np.array([4, 8]), {"trace": [], "largest": [], "typical": []}
@@ -362,6 +367,7 @@ def test_stochastic_depth():
     close(per_block(trace / (1 + depths / 2), depths), 1.5, 0.06)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_of_the_mean_network():
     """Trace 1.25^L (1 + 3 L/10), λ_max likewise: far below the 1.5^L of the average over masks."""
     depths = np.array([4, 8])

@@ -124,8 +124,8 @@ def test_every_variant_is_measured_and_predicted():
     assert found.variants == list(experiments.VARIANTS) and len(found.cells) == 2 * len(experiments.VARIANTS)
     for row in found.rows():
         assert np.isfinite(row.measured), row
-        # Of one subnetwork theory gives the expectation of eigenvalues, not of their squares.
-        without = row.variant == "stochastic-depth-one" and row.quantity == "second_moment"
+        # Of one subnetwork theory gives the expectation of eigenvalues, not of their inverses.
+        without = row.variant == "stochastic-depth-one" and row.quantity == "max_learning_rate"
         without |= row.variant == "mean-subtracted" and row.quantity == "bulk" and row.depth == 1
         assert np.isfinite(row.predicted) or without, row
     # Traces have no bias: with so few seeds some are off, but not many.
@@ -207,6 +207,14 @@ def test_finished_cells_are_taken_from_their_files(small):
 def test_bad_arguments(change, message):
     with pytest.raises(fj.ArgumentError, match=message):
         experiments.compare(**{"variants": ["mlp"], "depths": [2], "key": KEY} | change)
+
+
+def test_outliers_are_counted_above_rounding():
+    stand_out = sys.modules["fisher_jax.experiments.compare"].stand_out
+    assert stand_out(np.array([9.0, 8.0, 2.0, 1.9, 1.8, 1.7])) == 2
+    assert stand_out(np.array([9.0, 8.0, 7.0, 6.0])) == 0 and stand_out(np.array([5.0])) == 0
+    # Half of the eigenvalues of softmax with two classes are zero, in rounding.
+    assert stand_out(np.array([9.0, 2.0, 1.9, 1.8, 1e-7, 3e-8, -1e-8, 0.0])) == 1
 
 
 def test_several_outputs_and_softmax():

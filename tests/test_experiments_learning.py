@@ -171,6 +171,7 @@ def test_stochastic_descent_on_a_linearized_network(x64):
 # --- the generalization gap -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_enough_samples_every_linear_network_is_least_squares(optimized):
     """In expectation over Gaussian data, with N > D and noise σ: train (1 − D/N), test 1 + D/(N − D − 1), times D σ²/2."""
     N, D, noise, seeds = 20, 3, 0.5, 60
@@ -260,6 +261,7 @@ def test_one_layer_on_classes_is_least_squares(x64):
     assert np.all(train <= stop) and np.all(train > 0.7 * stop)
 
 
+@pytest.mark.slow
 def test_gaps_of_networks_at_equal_training_loss(optimized, tmp_path):
     x, y = fj.data.load("digits", samples=150)
     variants = {"mlp": ("mlp", {"depth": 3, "width": 24}), "fixup": ("resmlp", {"depth": 2, "residual": "fixup"})}

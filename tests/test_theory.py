@@ -377,7 +377,11 @@ def test_a_matrix_gives_what_two_values_give(name, options):
     flat = [np.sort(np.repeat(law.values, law.counts.astype(int)))[::-1] for law in (one, other)]
     assert flat[0] == pytest.approx(flat[1], rel=1e-9, abs=1e-12 * flat[0][0])
     assert one.trace == pytest.approx(other.trace, rel=1e-12) == pytest.approx(flat[0].sum(), rel=1e-9)
-    assert one.frobenius == pytest.approx(np.linalg.norm(flat[0]), rel=1e-9)
+    assert one.frobenius == pytest.approx(other.frobenius, rel=1e-9)
+    if options.get("masks") == "one":  # expectations of eigenvalues: those of their squares are larger
+        assert one.frobenius > 1.1 * np.linalg.norm(flat[0])
+    else:
+        assert one.frobenius == pytest.approx(np.linalg.norm(flat[0]), rel=1e-9)
 
 
 def test_kernels_are_differentiable(x64):
@@ -965,6 +969,70 @@ def test_the_excess_of_small_networks(name, options):
     excess = largest.mean() / trace.mean() * law.effective_rank - 1
     assert excess == pytest.approx(law.bias, abs=0.03) and law.bias > 0.08
     assert 0.5 < trace.std() / trace.mean() / law.deviation < 1
+
+
+@pytest.mark.filterwarnings("ignore:theory of")
+def test_the_largest_alone_are_those_of_the_whole_also_where_they_repeat():
+    """Cyclic shifts of one signal: the kernel is circulant, its eigenvalues come in pairs."""
+    signal = np.random.default_rng(0).normal(size=64)
+    x = np.stack([np.roll(signal, i) for i in range(64)])
+    whole = fj.theory.predict("mlp", x=x, depth=3).values
+    assert whole[1] == pytest.approx(whole[2], rel=1e-9) and whole[3] < 0.99 * whole[2]
+    for k in (1, 2, 3, 4, 7, 20):
+        assert fj.theory.predict("mlp", x=x, depth=3, k=k).values == pytest.approx(whole[:k], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:theory of")
+def test_beyond_floats_moments_are_infinite():
+    assert fj.theory.predict("resmlp", inputs=2000, samples=50, depth=600).second_moment == math.inf
+
+
+def test_moments_of_softmax_are_expectations_over_the_outputs():
+    """‖F‖² = Σ_nm Θ_nm² tr(Q_n Q_m)/N² for each draw of the outputs; N eigenvalues are zero for certain."""
+    N, C, key = 6, 3, jax.random.key(3)
+    x = np.random.default_rng(0).normal(size=(N, 64))
+    law = fj.theory.predict("mlp", x=x, depth=3, outputs=C, likelihood="categorical", draws=4, key=key)
+    with jax.enable_x64(True):
+        net = fj.theory.network.network("mlp", 64, C, {"depth": 3})
+        tangent = net.tangent(jnp.asarray(x @ x.T / 64), net.gate())
+        P = np.asarray(fj.theory.spectra.softmax_probabilities(tangent.forward * 4.0**tangent.forward_exponent, C, key, 4))
+        theta = np.asarray(tangent.scaled) * 4.0 ** float(tangent.exponent)
+    Q = np.einsum("snk,kl->snkl", P, np.eye(C)) - P[..., :, None] * P[..., None, :]
+    squares = np.einsum("nm,snkl,smlk->s", theta**2, Q, Q) / N**2
+    traces = np.einsum("n,snkk->s", np.diagonal(theta), Q) / N
+    assert law.frobenius**2 == pytest.approx(squares.mean(), rel=1e-6) and law.dual_size == N * (C - 1)
+    assert law.trace == pytest.approx(traces.mean(), rel=1e-6)
+    assert law.deviation**2 - 2.5 * 3 / 256 == pytest.approx(traces.var(ddof=1) / traces.mean() ** 2, rel=1e-6)
+
+
+def test_moments_of_one_subnetwork_are_expectations_over_how_many_branches_survive():
+    from scipy.stats import binom
+
+    arguments = {"inputs": 256, "samples": 8}
+    law = fj.theory.predict("resmlp", depth=4, survival=0.8, masks="one", **arguments)
+    plain = [fj.theory.predict("resmlp", depth=n, **arguments) for n in (1, 2, 3, 4)]
+    # Without branches the readout alone is trained: K = I.
+    traces, squares = [256.0] + [p.trace for p in plain], [256.0**2 / 8] + [p.frobenius**2 for p in plain]
+    chance = binom.pmf(np.arange(5), 4, 0.8)
+    assert law.trace == pytest.approx(chance @ traces, rel=1e-9) and law.frobenius**2 == pytest.approx(
+        chance @ squares, rel=1e-9
+    )
+    spread = chance @ np.square(traces) / (chance @ traces) ** 2 - 1
+    alike = fj.theory.predict("resmlp", depth=4, survival=0.8, masks="typical", **arguments)
+    assert law.deviation**2 == pytest.approx(alike.deviation**2 + spread, rel=1e-2)
+
+
+def test_means_over_features_count_where_the_activation_comes_last(x64):
+    """48 networks on inputs of equal norm whose features have a mean: the stream adds to it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 128)) + 0.5
+    x *= 128**0.5 / np.linalg.norm(x, axis=1, keepdims=True)
+    options = {"depth": 3, "skip": 1, "form": "post"}
+    found = fj.experiments.ensemble("resmlp", x, fj.Gaussian(), seeds=48, key=jax.random.key(0), scanned=True, **options)
+    traces, law = found.sum(axis=1), fj.theory.predict("resmlp", x=x, **options)
+    error = traces.std(ddof=1) / 48**0.5
+    without = fj.theory.predict("resmlp", kernel=x @ x.T / 128, inputs=128, **options)
+    assert abs(traces.mean() - law.trace) < 4 * error < 0.5 * (law.trace - without.trace)
 
 
 def test_noise_scales_the_law():

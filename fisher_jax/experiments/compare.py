@@ -36,6 +36,8 @@ QUANTITIES = {
     "bulk": "mean of the bulk",
     "max_learning_rate": "largest stable rate 2/λ_max",
 }
+# Of λ_max: what lies below may be rounding of float32.
+ROUNDING = 1e-6
 GROWING = ("trace", "mean_eigenvalue", "lambda_max", "max_learning_rate")
 # A difference is none within so many standard errors, or what is as unlikely for few networks.
 AGREES = 3.0
@@ -156,7 +158,7 @@ _VERDICTS = {
     "finite width": "are off by what theory leaves to the finite width",
     "differs": "differ",
     "no prediction": "have no prediction",
-    "out of range": "belong to networks too deep for their width, where single ones differ by more than 100 %",
+    "out of range": "are of networks that differ by more than 100 % one from the other, too deep for their width",
     "one network: no error": "have no error, for want of a second network",
 }
 
@@ -254,29 +256,27 @@ def _cell(
     weights, random = jax.random.split(jax.random.fold_in(key, zlib.crc32(f"{name} {depth}".encode())))
     likelihood = Categorical() if categorical else Gaussian()
     arguments = {"outputs": outputs, **options}
-    values = ensemble(
-        chosen.model, x, likelihood, seeds=settings["seeds"], key=weights, progress=report, **matrix, **arguments
-    )
     laws, caught = _laws(chosen.model, x, settings["likelihood"], random, matrix, arguments)
+    common = {"seeds": settings["seeds"], "key": weights, "progress": report}
+    values = ensemble(chosen.model, x, likelihood, **common, **matrix, **arguments)
     expanded = np.stack([_expanded(law, values.shape[1]) for law in laws])
-    outliers = outputs - categorical
-    size = laws[0].size
-    measured = _numbers(values, size, outliers)
-    predicted = _numbers(expanded, size, outliers)
+    law, rank = laws[0], min(laws[0].dual_size, values.shape[1])
+    measured, predicted = (_numbers(spectra[:, :rank], law.size, law.outliers) for spectra in (values, expanded))
+    predicted["second_moment"] = np.array([one.second_moment for one in laws])
     if matrix.get("masks") == "one":
-        # The law is an expectation over subnetworks: its squares are not the expectation of squares.
-        predicted["second_moment"] = np.full(1, math.nan)
+        # The law is an expectation over subnetworks: its inverse is not the expectation of inverses.
+        predicted["max_learning_rate"] = np.full(1, math.nan)
     return {
         "variant": name,
         "depth": depth,
-        "size": size,
+        "size": law.size,
         "measured": {q: measured[q].tolist() for q in QUANTITIES},
         "predicted": {q: predicted[q].tolist() for q in QUANTITIES},
-        "allowed": _allowed(laws[0], predicted, expanded[0], outputs, settings["width"]),
+        "allowed": _allowed(law, predicted, measured, expanded[0, :rank], outputs, settings["width"]),
         "values": values.mean(axis=0).tolist(),
         "law_values": expanded.mean(axis=0).tolist(),
         "warnings": caught,
-        "deviation": laws[0].deviation,
+        "deviation": law.deviation,
         "seconds": time.perf_counter() - start,
     }
 
@@ -284,15 +284,16 @@ def _cell(
 def _laws(
     model: str, x: np.ndarray, likelihood: str, key: Any, matrix: Any, arguments: dict[str, Any]
 ) -> tuple[list[Law], list[str]]:
-    """Predictions; several where theory itself draws masks."""
+    """Predictions; several where theory itself draws masks, or the outputs that enter a softmax."""
     masks, bn = matrix.get("masks"), matrix.get("bn")
-    drawn = masks == "average" and arguments.get("survival", 1.0) != 1.0
+    many = 24 if likelihood == "categorical" else 8 if masks == "average" and arguments.get("survival", 1.0) != 1.0 else 1
+    draws = 1 if likelihood == "categorical" else None
     laws = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for k in jax.random.split(key, 8 if drawn else 1):
+        for k in jax.random.split(key, many):
             chosen = Average(matrix["draws"], k) if masks == "average" else masks
-            laws.append(predict(model, x=x, likelihood=likelihood, masks=chosen, bn=bn, key=k, **arguments))
+            laws.append(predict(model, x=x, likelihood=likelihood, masks=chosen, bn=bn, draws=draws, key=k, **arguments))
     return laws, sorted({str(warning.message) for warning in caught})
 
 
@@ -320,24 +321,31 @@ def _numbers(values: np.ndarray, size: int, outliers: int) -> dict[str, np.ndarr
 
 
 def stand_out(values: np.ndarray) -> int:
-    """Eigenvalues above the widest gap in the upper half, if that is more than a factor 2; else none stands out."""
+    """Eigenvalues above the widest gap in the upper half of those that are not rounding, if that is more than a factor 2."""
+    values = values[values > ROUNDING * values[0]]
     if values.size < 2:
         return 0
-    count, ratio = widest_gap(np.maximum(values, 1e-300), values.size // 2)
+    count, ratio = widest_gap(values, values.size // 2)
     return count if ratio > 2 else 0
 
 
 def _allowed(
-    law: Law, predicted: dict[str, np.ndarray], values: np.ndarray, outputs: int, width: int
+    law: Law,
+    predicted: dict[str, np.ndarray],
+    measured: dict[str, np.ndarray],
+    values: np.ndarray,
+    outputs: int,
+    width: int,
 ) -> dict[str, list[float]]:
     """For each quantity the factors between which the mean of finite networks may lie, to first order in 1/width.
 
-    λ_max lies above by the fitted bias (up to half more), and with several outputs their outliers split; what is a function
-    of λ_max follows, and convex functions gain from the spread of single networks. The bulk broadens as a sample covariance
-    does, by (1 + √(rows/width))²: outliers within that may not stand out.
+    λ_max lies above by the fitted bias, and with several outputs their outliers split; what is a function of λ_max follows,
+    and convex functions gain from the spread of single networks, as measured (and at most as theory estimates). The bulk
+    broadens as a sample covariance does, by (1 + √(rows/width))²: outliers within that may not stand out.
     """
-    bias, spread = 1.5 * law.bias, law.deviation**2
-    split = math.sqrt(outputs * bias) if outputs > 1 else 0.0
+    bias, traces = law.bias, measured["trace"]
+    spread = min(law.deviation**2, float(traces.var() / traces.mean() ** 2))
+    split = math.sqrt(1.5 * outputs * bias) if outputs > 1 else 0.0
     mean = {name: float(np.mean(numbers)) for name, numbers in predicted.items()}
     count = max(1, law.outliers)
     rest = values.size - count
@@ -374,7 +382,8 @@ def _rows(cell: dict[str, Any], outputs: int) -> list[Row]:
         outside = min(measured - low, 0.0) + max(measured - high, 0.0)
         limit = float(student.isf(norm.sf(AGREES), found.size - 1)) if found.size > 1 else math.nan
         # Where nothing is random, rounding is all that may differ; a count is right or off by one.
-        scale = max(error, 1e-5 * abs(predicted)) if not math.isnan(error) else math.nan
+        rounding = ROUNDING * float(np.mean(cell["measured"]["lambda_max"])) if quantity == "bulk" else 0.0
+        scale = max(error, 1e-5 * abs(predicted), rounding) if not math.isnan(error) else math.nan
         scale = max(scale, 0.5 / limit) if quantity == "outliers" else scale
         relative = difference / predicted if predicted else (0.0 if difference == 0 else math.inf)
         deviation = cell["deviation"]

@@ -38,13 +38,13 @@ class Growth:
 
     def __repr__(self) -> str:
         error = f" ± {self.error:.1g}" if self.error >= 5e-4 else ""
-        if self.kind == "flat in the limit":
-            return f"flat in the limit, {self.amplitude:.3g}"
+        if self.kind in ("flat", "flat in the limit"):
+            return f"{self.kind}, {self.amplitude:.3g}"
         if self.kind == "power":
             return f"power L^{self.rate:.2f}{error}"
         if self.kind == "exponential":
             return f"exponential {self.rate:.3f}^L{error}"
-        return self.kind
+        return f"{self.kind}, × {self.rate:.3g}"
 
 
 # log y of each law, for a curve relative to its geometric mean; power and exponential with the logarithm of their amplitude.

@@ -1,10 +1,12 @@
 """Pictures of what experiments found."""
 
+import textwrap
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from fisher_jax import _checks
 from fisher_jax.findings import ClassErrors, Generalization, LearningRates, PhaseDiagram, Pretraining, Separability
@@ -38,19 +40,25 @@ def phase_diagram(result: PhaseDiagram, title: str | None = None) -> Figure:
         if networks:
             tables.append(np.asarray(getattr(result, f"measured_{name}"), np.float64).mean(axis=-1))
         # One scale for theory and networks.
-        norm = LogNorm(min(float(t.min()) for t in tables), max(float(t.max()) for t in tables))
+        least, most = min(float(t.min()) for t in tables), max(float(t.max()) for t in tables)
+        norm = LogNorm(least, most)
         for row, table in enumerate(tables):
             axis = panels[row, column]
             image = axis.pcolormesh(weights, biases, table.T, norm=norm, cmap="viridis", shading="nearest", rasterized=True)
             left, right = axis.get_xlim()
             axis.plot(np.sqrt(np.asarray(result.edge)), biases, "-", color="white", lw=3)
             axis.plot(np.sqrt(np.asarray(result.edge)), biases, "--", color=ACCENT, lw=1.8, label="edge of chaos, χ = 1")
-            axis.set_xlim(left, right)
+            axis.set(xlim=(max(0, left), right), ylim=(0, axis.get_ylim()[1]))
             if column == 0:
                 axis.set_ylabel("σ_b" + (", infinite width" if row == 0 else f", mean of {networks} networks"))
         panels[0, column].set_title(label, fontsize=10)
         panels[-1, column].set_xlabel("σ_w")
-        figure.colorbar(image, ax=panels[:, column].tolist(), location="bottom", pad=0.02, aspect=30)
+        bar = figure.colorbar(image, ax=panels[:, column].tolist(), location="bottom", pad=0.02, aspect=30)
+        # Over few decades the numbers between the powers of ten are needed, but long.
+        wide = most > 30 * least
+        if wide:
+            bar.ax.xaxis.set_minor_formatter(NullFormatter())
+        bar.ax.tick_params(axis="x", which="both", labelsize=8, rotation=0 if wide else 45)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", frameon=False, fontsize=9)
     settings = dict(result.info)
@@ -166,7 +174,8 @@ def class_errors(results: ClassErrors | dict[str, ClassErrors], title: str | Non
             depth = np.arange(values.shape[1])
             axis.plot(depth, np.asarray(getattr(result, f"predicted_{field}")), "-", lw=1.4, color=color)
             axis.errorbar(depth, values.mean(axis=0), error, fmt="o", ms=3, lw=1, color=color, label=label)
-        axis.set(xlabel="layers or blocks", ylim=(0, None))
+        axis.set(xlabel="layers or blocks")
+        axis.set_ylim(-0.03 * axis.get_ylim()[1], None)
         axis.set_title(name, fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True, which="major", color="#e6e8eb", lw=0.6)
@@ -175,7 +184,7 @@ def class_errors(results: ClassErrors | dict[str, ClassErrors], title: str | Non
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     note = "lines: infinite width; points: networks, mean and standard error"
-    figure.suptitle("\n".join(t for t in (title, note) if t), fontsize=10)
+    figure.suptitle("\n".join(t for t in (title, *textwrap.wrap(note, 26 * len(named))) if t), fontsize=10)
     return figure
 
 

@@ -33,6 +33,7 @@ class Levels:
     exponent: float
     outliers: int | None = None
     spread: float = 0.0  # squared relative deviation beside that of the weights
+    square: float | None = None  # ‖F‖_F² in expectation, times 16^exponent, where it is not that of the values
     note: str = ""
 
 
@@ -177,11 +178,27 @@ def _softmax(net: Network, tangent: Tangent, samples: float, bn: Any, draws: int
     draws = _checks.integer(where, "draws", 16 if draws is None else draws, 1)
     P = spectra.softmax_probabilities(covariance, net.outputs, key, draws)
     found = [spectra.softmax_largest(theta, p, few) if few else spectra.softmax_eigenvalues(theta, p) for p in P]
-    values = np.mean([np.asarray(one) for one in found], axis=0)
-    trace = float(np.mean(jnp.sum(jnp.diagonal(theta)[None, :] * (1 - jnp.sum(P**2, -1)), 1))) / samples
+    # One direction of each sample's outputs carries nothing: N eigenvalues are zero for certain.
+    rank = samples * (net.outputs - 1)
+    drawn = np.stack([np.asarray(one) for one in found])[:, : int(rank)]
+    values = drawn.mean(axis=0)
+    square = None if few else float(np.mean(np.sum(drawn**2, axis=1)))
+    traces = np.asarray(jnp.sum(jnp.diagonal(theta)[None, :] * (1 - jnp.sum(P**2, -1)), 1)) / samples
+    spread = float(traces.var(ddof=1) / traces.mean() ** 2) if draws > 1 else 0.0
     note = f"mean over {draws} draws of the outputs"
     exponent, outliers = float(tangent.exponent), net.outputs - 1
-    return Levels(values, np.ones_like(values), rows, trace, tangent, exponent, outliers=outliers, note=note)
+    return Levels(
+        values,
+        np.ones_like(values),
+        rank,
+        float(traces.mean()),
+        tangent,
+        exponent,
+        outliers=outliers,
+        spread=spread,
+        square=square,
+        note=note,
+    )
 
 
 def _with_dropout(net: Network, K: Array, samples: float, draws: Draws, k: int | None) -> Levels:
@@ -245,10 +262,15 @@ def _over_depths(net: Network, K: Array, samples: float, typical: bool, k: int |
     exponents = np.asarray(kernels.exponent)
     likely = P > 0
     shift = float(exponents[likely].max())
-    kept = zip(P[likely] * 4.0 ** (exponents[likely] - shift), kernels.scaled[likely], strict=True)
-    parts = [(weight, theta, *_spectrum(theta, samples, k)) for weight, theta in kept]
-    values = np.sum([weight * values for weight, _, values, _ in parts], axis=0)
-    trace = sum(weight * float(jnp.mean(jnp.diagonal(theta))) for weight, theta, _, _ in parts)
+    kept = zip(P[likely], 4.0 ** (exponents[likely] - shift), kernels.scaled[likely], strict=True)
+    parts = [(p, theta, factor, *_spectrum(theta, samples, k)) for p, factor, theta in kept]
+    values = np.sum([p * factor * values for p, _, factor, values, _ in parts], axis=0)
+    traces = np.array([factor * float(jnp.mean(jnp.diagonal(theta))) for _, theta, factor, _, _ in parts])
+    chances = np.array([p for p, *_ in parts])
+    trace = float(chances @ traces)
+    spread = float(chances @ traces**2) / trace**2 - 1
+    square = sum(p * factor**2 * float(np.sum(counts * values**2)) for p, _, factor, values, counts in parts)
     note = "at the median number of surviving branches" if typical else "expectation over the number of surviving branches"
     C = net.outputs
-    return Levels(values, C * parts[0][3], C * samples, C * trace, kernels, shift, note=note)
+    counts, square = C * parts[0][4], C * square if math.isfinite(samples) else None
+    return Levels(values, counts, C * samples, C * trace, kernels, shift, spread=max(spread, 0.0), square=square, note=note)

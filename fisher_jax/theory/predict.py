@@ -90,7 +90,7 @@ def predict(
             raise _checks.fail("theory.predict", f"bn={bn!r}, but the model has no batch normalization", "leave bn out")
         k = None if k is None else _checks.integer("theory.predict", "k", k, 1)
         found = levels(net, K, samples, masks, bn, draws, key, softmax, k)
-        return _law(net, K, samples, found, scale, softmax, k)
+        return _law(net, K, samples, found, scale, softmax, k, _which(net, masks, bn))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,26 @@ def _likelihood(likelihood: Any) -> tuple[float, bool]:
     )
 
 
-def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, k: int | None) -> Law:
+def _which(net: Network, masks: Any, bn: str | None) -> str:
+    """Which of several matrices a law is about, in words."""
+    words = {None: "", "eval": "batch norm in evaluation mode, ", "frozen": "batch norm frozen, ", "train": "batch norm, "}[
+        bn
+    ]
+    if net.dropout > 0 or net.stochastic:
+        named = {
+            "mean": "mean network",
+            "one": "one subnetwork",
+            "typical": "typical subnetwork",
+            "average": "average over masks",
+        }
+        number = getattr(masks, "draws", None)
+        words += (f"average over {number} draws of masks" if number else named[masks or "mean"]) + ", "
+    return words
+
+
+def _law(
+    net: Network, K: Array, samples: float, found: Levels, scale: float, softmax: bool, k: int | None, which: str
+) -> Law:
     order = np.argsort(-found.values)
     order = order[np.isfinite(found.counts[order])]  # of infinitely many samples, the outliers
     values, counts = found.values[order] * scale, found.counts[order]
@@ -207,14 +226,15 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
     shift = found.exponent * math.log(4)
     largest, trace = float(values[0]), scale * float(found.trace)
     outliers = net.outputs if found.outliers is None else found.outliers
-    deviation, bias = _finite_width(net, net.randomness(found.tangent))
-    deviation = math.hypot(deviation, found.spread**0.5)
+    of_width, bias = _finite_width(net, net.randomness(found.tangent))
+    deviation = math.hypot(of_width, found.spread**0.5)
     N = samples
-    _warn(net, K, samples, deviation, values, counts, found.rank, trace, 0 if softmax else outliers)
+    _warn(net, K, samples, of_width, values, counts, found.rank, trace, 0 if softmax else outliers)
     info = [("valid for", f"initialization, width ≫ depth and samples ({net.stream} units here)")]
     info += [("drawn", found.note)] if found.note else []
     with np.errstate(over="ignore", invalid="ignore"):
-        frobenius = float(np.sqrt(np.sum(counts * values**2)) * factor) if counts.sum() == found.rank else math.nan
+        square = np.sum(counts * values**2) if found.square is None else found.square * scale**2
+        frobenius = float(np.sqrt(square) * factor) if counts.sum() == found.rank else math.nan
         return Law(
             values=values * factor,  # type: ignore[arg-type]
             counts=counts,  # type: ignore[arg-type]
@@ -227,7 +247,7 @@ def _law(net: Network, K: Array, samples: float, found: Levels, scale: float, so
             log_lambda_max=math.log(largest) + shift if largest > 0 else -math.inf,
             deviation=deviation,
             bias=bias,
-            method=f"theory: {net.kind}, "
+            method=f"theory: {net.kind}, {which}"
             + (f"kernel of {int(N)} samples" if K.shape[0] == N else f"N = {N:g}, two values"),
             info=tuple(info),
         )

@@ -37,15 +37,27 @@ def eigenvalues(theta: Array) -> Array:
 def largest(theta: Any, k: int) -> np.ndarray:
     """The k largest of `eigenvalues`, k < N, by Lanczos iteration (ARPACK) in place of the whole `(N, N)` problem."""
     theta = np.asarray(theta)
-    return _largest(lambda v: theta @ v, len(theta), k) / len(theta)
+    values, vectors = _largest(lambda v: theta @ v, len(theta), k, vectors=True)
+    # One start vector sees one copy of a repeated eigenvalue: search with another, orthogonal to what was found.
+    while vectors.shape[1] < len(theta):
+
+        def rest(v: np.ndarray, V: np.ndarray = vectors) -> np.ndarray:
+            u = theta @ (v - V @ (V.T @ v))
+            return u - V @ (V.T @ u)
+
+        more, vector = _largest(rest, len(theta), 1, vectors=True, seed=vectors.shape[1])
+        if more[0] <= values[k - 1] * (1 + 1e-9):
+            break
+        values, vectors = np.sort(np.r_[values, more])[::-1], np.c_[vectors, vector]
+    return values[:k] / len(theta)
 
 
-def _largest(product: Callable[[np.ndarray], np.ndarray], size: int, k: int) -> np.ndarray:
+def _largest(product: Callable[[np.ndarray], np.ndarray], size: int, k: int, vectors: bool = False, seed: int = 0) -> Any:
     operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
-    start = np.random.default_rng(0).normal(size=size)  # ARPACK's own differs from call to call
+    start = np.random.default_rng(seed).normal(size=size)  # ARPACK's own differs from call to call
     tol: Any = 1e-6
-    values = scipy.sparse.linalg.eigsh(operator, k, which="LA", v0=start, tol=tol, return_eigenvectors=False)
-    return np.sort(values)[::-1]
+    found = scipy.sparse.linalg.eigsh(operator, k, which="LA", v0=start, tol=tol, return_eigenvectors=vectors)
+    return (found[0][::-1], found[1][:, ::-1]) if vectors else np.sort(found)[::-1]
 
 
 def mean_subtracted(theta: Array) -> Array:
