@@ -231,7 +231,10 @@ def test_the_command_writes_lists_and_refuses(tmp_path, capsys):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_or_killed_atlas_goes_on(how, tmp_path):
     """After the first network; Ctrl-C has an exit code and a message. The same grid computes only what is missing."""
-    command = [sys.executable, "-m", "fisher_jax", "atlas", "--quick", "--architectures", "mlp", "--depths", "2,3,4,5,6"]
+    # Where tests run in the background the interrupt is ignored, and children inherit that.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    start += "from fisher_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "atlas", "--quick", "--architectures", "mlp", "--depths", "2,3,4,5,6"]
     command += ["--samples", "4", "--epochs", "1", "--quiet", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     cells = tmp_path / "cells"
@@ -239,9 +242,8 @@ def test_an_interrupted_or_killed_atlas_goes_on(how, tmp_path):
     while time.time() < deadline and (not cells.is_dir() or len(list(cells.glob("[!.]*.json"))) < 1):
         time.sleep(0.05)
     process.send_signal(how)
-    # Python drops an interrupt that falls into a callback of JAX's: press again.
     while how == signal.SIGINT and process.poll() is None and time.time() < deadline:
-        time.sleep(2)
+        time.sleep(2)  # Python drops an interrupt that falls into a callback of JAX's: press again
         process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     if how == signal.SIGINT:
