@@ -374,10 +374,21 @@ def _add(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
 # --- loops and branches -----------------------------------------------------------------------------------------------
 
 
+def _constants_and_carry(equation: Any, body: Any) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried on; JAX versions name these parameters differently.
+
+    What a step sees of the other inputs, and gives to the other results, has one axis less.
+    """
+    pairs = ((equation.invars, body.jaxpr.invars), (equation.outvars, body.jaxpr.outvars))
+    whole, carry = (sum(a.aval.ndim == b.aval.ndim for a, b in zip(*pair, strict=True)) for pair in pairs)
+    return whole - carry, carry
+
+
 def _scan(walk: _Walk, equation: Any, arguments: list[Any]) -> list[Any] | None:
     """A loop: its body is walked with this step's slices of weights and perturbations; inputs of sites are stacked."""
     p = equation.params
-    body, consts, carry, length = p["jaxpr"], p["num_consts"], p["num_carry"], p["length"]
+    body, length = p["jaxpr"], p["length"]
+    consts, carry = _constants_and_carry(equation, body)
     weights = {i: a for i, a in enumerate(arguments) if isinstance(a, _Weight) and not consts <= i < consts + carry}
     if not weights or not length:
         return None
