@@ -16,7 +16,7 @@ from fisher_jax.cli.progress import Bar
 EXAMPLES = """
 examples:
   fisher-jax atlas --quick                                a small grid, in a minute
-  fisher-jax atlas                                        all of it: some twenty minutes on 2 cores
+  fisher-jax atlas                                        all of it: 217 networks, which take a while; it goes on if cut off
   fisher-jax atlas --list                                 the networks of the grid, and how many
   fisher-jax atlas --architectures mlp,skip2 --norms none,batch --inits gaussian --masks none --depths 2,4,8,16
   fisher-jax atlas --architectures resnet --seeds 5       five networks for each point of the grid

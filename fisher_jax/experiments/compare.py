@@ -259,7 +259,8 @@ def _cell(
     laws, caught = _laws(chosen.model, x, settings["likelihood"], random, matrix, arguments)
     common = {"seeds": settings["seeds"], "key": weights, "progress": report}
     values = ensemble(chosen.model, x, likelihood, **common, **matrix, **arguments)
-    expanded = np.stack([_expanded(law, values.shape[1]) for law in laws])
+    # Zeros behind what theory has.
+    expanded = np.stack([np.nan_to_num(law.expanded(values.shape[1])) for law in laws])
     law, rank = laws[0], min(laws[0].dual_size, values.shape[1])
     measured, predicted = (_numbers(spectra[:, :rank], law.size, law.outliers) for spectra in (values, expanded))
     predicted["second_moment"] = np.array([one.second_moment for one in laws])
@@ -295,12 +296,6 @@ def _laws(
             chosen = Average(matrix["draws"], k) if masks == "average" else masks
             laws.append(predict(model, x=x, likelihood=likelihood, masks=chosen, bn=bn, draws=draws, key=k, **arguments))
     return laws, sorted({str(warning.message) for warning in caught})
-
-
-def _expanded(law: Law, rows: int) -> np.ndarray:
-    """Predicted eigenvalues `(rows,)`, each as often as it occurs, zeros behind."""
-    values = np.repeat(np.asarray(law.values, np.float64), np.asarray(law.counts).astype(int))[:rows]
-    return np.pad(values, (0, rows - values.size))
 
 
 def _numbers(values: np.ndarray, size: int, outliers: int) -> dict[str, np.ndarray]:
