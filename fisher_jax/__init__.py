@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax._checks import ArgumentError as ArgumentError
 from fisher_jax._record import record as record
 from fisher_jax._record import static as static
+from fisher_jax.estimates import Estimate as Estimate
 from fisher_jax.findings import ClassErrors as ClassErrors
 from fisher_jax.findings import Generalization as Generalization
 from fisher_jax.findings import LearningRates as LearningRates

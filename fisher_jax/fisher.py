@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fisher_jax import _checks, linalg, modes, moments, streamed
+from fisher_jax import _checks, linalg, modes, rows, streamed
 from fisher_jax._record import record
 from fisher_jax.factor import (
     ROW_BATCH_BYTES,
@@ -121,11 +121,11 @@ class FisherOperator(LinearOperator):
         return _total(self._row_norms(self.factor))
 
     def _row_norms(self, factor: Factor) -> Array:
-        return moments.row_norms(factor)
+        return rows.row_norms(factor)
 
     def diagonal(self) -> Array:
         """Exact diagonal `(P,)`, from layer inputs and output cotangents."""
-        return moments.diagonal(self.factor)
+        return rows.diagonal(self.factor)
 
     def gradient_norms(self) -> Array:
         """Norms of the per-sample gradients `(N, R)`, without sample weights, nowhere formed.
@@ -162,11 +162,11 @@ class StreamedFisher(FisherOperator):
         return streamed.streamed_gram(self.factor, groups=groups, tile=tile, progress=progress)
 
     def _row_norms(self, factor: Factor) -> Array:
-        return sum(streamed.over_stages(factor, moments.row_norms))  # type: ignore[return-value]
+        return sum(streamed.over_stages(factor, rows.row_norms))  # type: ignore[return-value]
 
     def diagonal(self) -> Array:
         require_room("fisher.diagonal", 2, self.size, self.dtype)
-        return jnp.concatenate(streamed.over_stages(self.factor, moments.diagonal))
+        return jnp.concatenate(streamed.over_stages(self.factor, rows.diagonal))
 
 
 @record
@@ -202,10 +202,10 @@ class DualOperator(LinearOperator):
 
     def diagonal(self) -> Array:
         """Squared norms of the rows of A `(N·C,)`: of per-sample gradients times the root of the sample's weight."""
-        return moments.row_norms(self.factor)
+        return rows.row_norms(self.factor)
 
     def trace(self) -> Array:
-        return _total(moments.row_norms(self.factor))
+        return _total(rows.row_norms(self.factor))
 
 
 @record

@@ -9,8 +9,8 @@ import scipy.linalg
 
 from fisher_jax import _checks, linalg
 from fisher_jax.fisher import FisherOperator, StreamedFisher
-from fisher_jax.moments import Kronecker, kronecker
 from fisher_jax.results import Spectrum, provenance
+from fisher_jax.rows import Kronecker, kronecker
 from fisher_jax.spectrum import dense_floor, group_parameters, spectrum
 
 

@@ -197,3 +197,20 @@ class FunctionOperator(LinearOperator):
 
     def matmat(self, V: Array) -> Array:
         return self.function(V)
+
+
+def as_operator(where: str, matrix: Any) -> LinearOperator:
+    """`matrix` as a `LinearOperator`: one already, or a square array (NumPy, JAX) or JAX sparse matrix, symmetric.
+
+    Raises:
+        ArgumentError: none of these.
+    """
+    if isinstance(matrix, LinearOperator):
+        return matrix
+    if isinstance(matrix, (jax.Array, np.ndarray)):
+        return MatrixOperator(matrix)
+    raise _checks.fail(
+        where,
+        f"operator is a {type(matrix).__name__}",
+        "give fj.fisher(...), a symmetric array, or fj.FunctionOperator(f, size) for a function",
+    )

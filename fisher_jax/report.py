@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fisher_jax import _checks, moments
+from fisher_jax import _checks, rows
 from fisher_jax.fisher import FisherOperator
 from fisher_jax.results import EigenResult, Summary
 
@@ -34,7 +34,7 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
         raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
     count = F.factor.outliers()
     known = len(top.values) > count and bool(top.converged[: count + 1].all()) and float(top.values[count]) > 0
-    touched = np.asarray(moments.touched(F.factor))
+    touched = np.asarray(rows.touched(F.factor))
     trace = float(F.trace())
     values = np.asarray(top.values, np.float64)[np.asarray(top.converged)]
     largest = float(values[0])

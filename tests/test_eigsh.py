@@ -353,13 +353,19 @@ def test_bad_arguments(arguments, message):
         fj.eigsh(operator, key=KEY, **arguments)
 
 
+def test_arrays_are_operators(dtype):
+    A = zoo.prescribed([3.0, 2.0, 1.0]).astype(dtype)
+    for matrix in (A, jnp.asarray(A)):
+        np.testing.assert_allclose(fj.eigsh(matrix, 2, key=KEY).values, [3, 2], rtol=1e-5)
+
+
 def test_bad_operators():
     with pytest.raises(fj.ArgumentError, match="matrix - matrixᵀ reaches"):
         fj.MatrixOperator(np.triu(np.ones((3, 3))))
     with pytest.raises(fj.ArgumentError, match="matrix has shape"):
         fj.MatrixOperator(np.ones((3, 2)))
-    with pytest.raises(fj.ArgumentError, match="operator is a ndarray"):
-        fj.eigsh(np.eye(3), 1, key=KEY)
+    with pytest.raises(fj.ArgumentError, match="operator is a list; give"):
+        fj.eigsh([[1.0]], 1, key=KEY)
     with pytest.raises(fj.ArgumentError, match="returned NaN or infinity"):
         fj.eigsh(fj.FunctionOperator(lambda V: V / 0, 500), 2, method=fj.Lanczos(), key=KEY)
     with pytest.raises(ValueError, match="tol=0"):

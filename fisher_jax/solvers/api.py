@@ -6,14 +6,14 @@ from typing import Any
 import jax
 
 from fisher_jax import _checks
-from fisher_jax.operators import FunctionOperator, LinearOperator, apply
+from fisher_jax.operators import FunctionOperator, apply, as_operator
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
 
 
 def eigsh(
-    operator: LinearOperator,
+    operator: Any,
     k: int,
     *,
     method: Any = Auto(),
@@ -25,7 +25,7 @@ def eigsh(
     """The k largest eigenvalues of a symmetric operator, with eigenvectors, true residuals and error bounds.
 
     Args:
-        operator: any `LinearOperator`: a Fisher operator, `fj.MatrixOperator(M)`, `fj.FunctionOperator(f, n)`.
+        operator: any `LinearOperator`: a Fisher operator, `fj.FunctionOperator(f, n)`; or a symmetric array.
         k: how many, 1 <= k <= size; with `above`, the most that may be returned.
         method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`.
         above: return every eigenvalue above this number, and search until none can have been missed.
@@ -40,10 +40,7 @@ def eigsh(
     Raises:
         ArgumentError: k out of range, shapes that do not fit, an operator that returns NaN.
     """
-    if not isinstance(operator, LinearOperator):
-        raise _checks.fail(
-            "eigsh", f"operator is a {type(operator).__name__}", "give fj.fisher(...), or fj.MatrixOperator(matrix)"
-        )
+    operator = as_operator("eigsh", operator)
     k = _checks.integer("eigsh", "k", k, 1)
     if k > operator.size:
         raise _checks.fail("eigsh", f"k={k} exceeds size {operator.size}", f"give k <= {operator.size}")

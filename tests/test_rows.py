@@ -8,7 +8,7 @@ import pytest
 from test_gram import MODELS, explicit, problem
 
 import fisher_jax as fj
-from fisher_jax import moments
+from fisher_jax import rows
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -21,7 +21,7 @@ def test_norms_diagonal_and_touched(name, x64):
     assert oracle.relative(F.dual.diagonal(), squares.sum(1)) <= tolerance
     assert float(F.trace()) == pytest.approx(squares.sum(), rel=tolerance)
     assert oracle.relative(F.diagonal(), squares.sum(0)) <= tolerance
-    np.testing.assert_array_equal(np.asarray(moments.touched(F.factor)) > 0, squares.sum(0) > 0)
+    np.testing.assert_array_equal(np.asarray(rows.touched(F.factor)) > 0, squares.sum(0) > 0)
     assert oracle.relative(F.gradient_norms(), np.linalg.norm(J, axis=1).reshape(len(x), -1)) <= tolerance
 
 
