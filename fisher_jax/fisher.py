@@ -28,6 +28,7 @@ from fisher_jax.functional import Network, Selection, Streamed, check_rules, net
 from fisher_jax.gram import Reporter, gram
 from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import LinearOperator, require_room
+from fisher_jax.structured import structured
 
 Array = jax.Array
 
@@ -99,6 +100,10 @@ class FisherOperator(LinearOperator):
         """Eigenvectors of K `(N·C, k)` -> those of F, not normalized: `Aᵀ U`."""
         return self.factor.rmatmat(U)
 
+    def prepared(self, columns: int, products: float) -> LinearOperator:
+        """With layer inputs and output cotangents kept, where that makes so many products cheaper; see `structured`."""
+        return _prepared(self, True, columns, products)
+
     def gram(self, *, tile: int | None = None, progress: Reporter | None = None) -> Array:
         """The dual matrix K = A Aᵀ as an array `(N·C, N·C)`, from the layers where they have structure.
 
@@ -155,6 +160,9 @@ class StreamedFisher(FisherOperator):
     def matmat(self, V: Array) -> Array:
         raise streamed.no_products()
 
+    def prepared(self, columns: int, products: float) -> LinearOperator:
+        raise streamed.no_products()
+
     def dense(self) -> Array:
         raise streamed.no_products()
 
@@ -196,6 +204,10 @@ class DualOperator(LinearOperator):
     def matmat(self, V: Array) -> Array:
         return self.factor.matmat(self.factor.rmatmat(V))
 
+    def prepared(self, columns: int, products: float) -> LinearOperator:
+        """As that of F."""
+        return _prepared(self, False, columns, products)
+
     def dense(self) -> Array:
         """K as an array, as `F.gram()`."""
         return gram(self.factor)[0]
@@ -206,6 +218,13 @@ class DualOperator(LinearOperator):
 
     def trace(self) -> Array:
         return _total(rows.row_norms(self.factor))
+
+
+def _prepared(operator: FisherOperator | DualOperator, primal: bool, columns: int, products: float) -> LinearOperator:
+    if _checks.traced(operator):
+        return operator
+    kept = structured(operator.factor, primal, columns, products)
+    return operator if kept is None else kept
 
 
 @record

@@ -163,8 +163,22 @@ def scratch(site: Site, R: int) -> int:
 def features(factor: Factor, tile: Chunks, group: tuple[int, ...], cost: Cost | None = None) -> list[Any]:
     """For each kernel: (a `(c, B, T, D)`, g `(c, R, B, T, M)`), or rows `(c·R, P)`; not centred."""
     plan = layout(factor, group, cost)
+    network, found = factor.jacobian.network, plan.found
+    inputs, cotangents = cotangents_of(factor, tile, found)
+    result = []
+    for kernel in plan.kernels:
+        if kernel.kind == "outer":
+            site = found.sites[kernel.site]  # type: ignore[index]
+            g = jax.vmap(jax.vmap(site.place))(cotangents["site", kernel.site])
+            result.append((inputs[kernel.site], g))  # type: ignore[index]
+        else:
+            result.append(_rows(network, found, kernel.parameters[0], inputs, cotangents))
+    return result
+
+
+def cotangents_of(factor: Factor, tile: Chunks, found: Map) -> tuple[list[Array], dict[Any, Array]]:
+    """Inputs of the sites `(c, ...)` and cotangents of their outputs, and of parameters met otherwise, `(c, R, ...)`."""
     network, R = factor.jacobian.network, factor.rows_per_sample
-    found = plan.found
     shifts: dict[Any, Array] = {}
     for number, site in enumerate(found.sites):
         shifts["site", number] = jnp.zeros(site.output.shape, site.output.dtype)
@@ -184,16 +198,7 @@ def features(factor: Factor, tile: Chunks, group: tuple[int, ...], cost: Cost | 
         cotangents = jax.vmap(lambda e: pullback(factor.expand(z, e[None], single))[0])(basis)
         return inputs, cotangents
 
-    inputs, cotangents = jax.tree.map(_full_precision, jax.vmap(one)(tile))
-    result = []
-    for kernel in plan.kernels:
-        if kernel.kind == "outer":
-            site = found.sites[kernel.site]  # type: ignore[index]
-            g = jax.vmap(jax.vmap(site.place))(cotangents["site", kernel.site])
-            result.append((inputs[kernel.site], g))  # type: ignore[index]
-        else:
-            result.append(_rows(network, found, kernel.parameters[0], inputs, cotangents))
-    return result
+    return jax.tree.map(_full_precision, jax.vmap(one)(tile))
 
 
 def _full_precision(a: Array) -> Array:

@@ -63,18 +63,30 @@ def start(block: Array, m: int, key: Array) -> Basis:
     return empty._replace(vectors=jax.lax.dynamic_update_slice(empty.vectors, Q, (0, 0)), key=key)
 
 
+def next_block(basis: Basis) -> Array:
+    """The block `(n, b)` that is to be multiplied by M."""
+    return jax.lax.dynamic_slice_in_dim(basis.vectors, basis.size, basis.C.shape[0]).T
+
+
 def expand(apply: Any, basis: Basis) -> Basis:
     """One block step: multiply Q, orthogonalize, append. Needs size + b <= m."""
+    return append(basis, apply(next_block(basis)).T)
+
+
+def append(basis: Basis, W: Array) -> Basis:
+    """Append the product `W = (M Q)ᵀ` `(b, n)` of the next block, and its remainder as the block after it."""
     b, m = basis.C.shape
     V, j = basis.vectors, basis.size
-    Q = jax.lax.dynamic_slice_in_dim(V, j, b)
-    W = apply(Q.T).T
     images = jax.lax.dynamic_update_slice_in_dim(basis.images, W, j, axis=0)
     before = jnp.linalg.norm(W, axis=1)
+    # Two passes, the first against the last two blocks alone: but for restarts, only there M Q has any component.
+    last = jnp.maximum(j - b, 0)
+    near = jax.lax.dynamic_slice_in_dim(V, last, min(2 * b, m + b))
+    local = inner(W, near)
+    W = W - local @ near
     H = inner(W, V)
     W = W - H @ V
-    again = inner(W, V)
-    W, H = W - again @ V, H + again
+    H = jax.lax.dynamic_update_slice(H, jax.lax.dynamic_slice(H, (_ZERO, last), local.shape) + local, (_ZERO, last))
     norm = jnp.maximum(basis.norm, jnp.max(jnp.linalg.norm(H, axis=1)))
     Q, R, vanished, key = _orthonormalize(W, V, before, norm, basis.key)
     T = jax.lax.dynamic_update_slice(basis.T, H[:, :m].T, (_ZERO, j))

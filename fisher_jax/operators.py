@@ -22,6 +22,9 @@ class LinearOperator:
     # For M = Aᵀ A the operator A Aᵀ, which has the same nonzero eigenvalues; None without a factor.
     dual: Any = None
 
+    # Columns that a product likes to have at a time.
+    columns: int = 1
+
     @property
     def size(self) -> int:
         raise NotImplementedError
@@ -50,6 +53,14 @@ class LinearOperator:
         """The explicit matrix `(size, size)`, for small problems."""
         require_room(type(self).__name__ + ".dense", self.size, self.size, self.dtype)
         return apply(self, jnp.eye(self.size, dtype=self.dtype))
+
+    def prepared(self, columns: int, products: float) -> "LinearOperator":
+        """An equal operator for so many products in blocks of `columns`: it may keep what each would compute again."""
+        return self
+
+    def reduced(self, precision: str) -> "LinearOperator":
+        """The same with matrix products in "tensorfloat32" or "bfloat16", sums in float32, on hardware that has them."""
+        return ReducedOperator(self, precision)
 
     def trace(self) -> Array:
         """Sum of the eigenvalues, here from the explicit matrix; operators with structure do better."""
@@ -159,6 +170,42 @@ class ScaledOperator(LinearOperator):
 
     def matmat(self, V: Array) -> Array:
         return self.operator.matmat(V) * self.scale
+
+
+@record
+class ReducedOperator(LinearOperator):
+    """An operator whose matrix products run at reduced precision; a CPU has none and computes as always."""
+
+    operator: Any
+    precision: str = static()
+
+    @property
+    def psd(self) -> bool:  # type: ignore[override]
+        return self.operator.psd
+
+    @property
+    def columns(self) -> int:  # type: ignore[override]
+        return self.operator.columns
+
+    @property
+    def size(self) -> int:
+        return self.operator.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.operator.dtype
+
+    @property
+    def dual(self) -> Any:  # type: ignore[override]
+        return None if self.operator.dual is None else ReducedOperator(self.operator.dual, self.precision)
+
+    def matmat(self, V: Array) -> Array:
+        with jax.default_matmul_precision(self.precision):
+            return self.operator.matmat(V)
+
+    def from_dual(self, U: Array) -> Array:
+        with jax.default_matmul_precision(self.precision):
+            return self.operator.from_dual(U)
 
 
 @record

@@ -75,11 +75,11 @@ def _check_function(operator: FunctionOperator) -> None:
 def _warn(result: EigenResult, above: float | None) -> None:
     missing = int((~result.converged).sum())
     if missing:
-        warnings.warn(
-            f"eigsh: {missing} of {result.values.size} eigenvalues did not converge and are NaN; "
-            "raise steps or restarts, or tol, of fj.Lanczos",
-            stacklevel=3,
-        )
+        facts = dict(result.info)
+        why = "did not converge and are NaN; raise steps or restarts, or tol, of fj.Lanczos"
+        if "unresolved" in facts.get("note", ""):
+            why = f"lie below the error of products in {facts['matmul_precision']} and are NaN; raise precision, or lower k"
+        warnings.warn(f"eigsh: {missing} of {result.values.size} eigenvalues {why}", stacklevel=3)
     if above is not None and not float(result.complete_above) <= above:
         warnings.warn(
             f"eigsh: cannot exclude further eigenvalues above {above:g} "

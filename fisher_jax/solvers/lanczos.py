@@ -47,6 +47,7 @@ from fisher_jax.solvers.dense import Dense
 Array = jax.Array
 
 ITERATE, SEARCH, DONE, STOPPED = range(4)
+PRECISIONS = ("highest", "tensorfloat32", "bfloat16")
 
 # Residual estimates within this factor of the tolerance are looked at after every step.
 NEAR = 30
@@ -69,14 +70,22 @@ class Lanczos:
             the true residuals without further products), 4 block work vectors, and the k results.
         restarts: give up after so many.
         block: vectors multiplied at once.
+        precision: of matrix products inside M: "highest", or "tensorfloat32" or "bfloat16", with sums, the basis and its
+            orthogonalization in float32. The error of such a product is measured against a full one and stands in the error
+            bounds; eigenvalues below it (ten times it, for vectors lifted from the dual) are unresolved, NaN.
     """
 
     tol: float = 1e-6
     steps: int | None = None
     restarts: int = 300
     block: int = 1
+    precision: str = "highest"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise _checks.fail(
+                "Lanczos", f"precision={self.precision!r} is not known", f"give one of {', '.join(PRECISIONS)}"
+            )
         _checks.positive("Lanczos", "tol", self.tol)
         _checks.integer("Lanczos", "block", self.block, 1)
         _checks.integer("Lanczos", "restarts", self.restarts, 0)
@@ -102,10 +111,16 @@ class Lanczos:
         if m + b >= side.size:
             # The basis would span the whole space: diagonalizing it is the same work, without rounding in a basis.
             return Dense().solve(operator, k, key=key, above=above)
+        exact = operator.prepared(b, 2 * k + 20)
+        operator = exact if self.precision == "highest" else exact.reduced(self.precision)
+        side = smaller_side(operator)
         lifted = side is not operator
         plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
         block, noise, scale, spent = _start_block(side, operator, b, v0, k_start)
+        if operator is not exact:
+            noise = jnp.maximum(noise, _error(side, smaller_side(exact), block))
+            spent += b
         side, reachable = ScaledOperator(side, scale), noise
         threshold = scale * jnp.asarray(0.0 if above is None else above, side.dtype)
         limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, threshold)
@@ -151,6 +166,11 @@ class Lanczos:
             )
         if interrupted:
             notes.append("interrupted: only what had converged is given")
+        if operator is not exact:
+            unresolved = wanted & ~(jnp.abs(values) > noise * norm)
+            wanted = wanted & ~unresolved
+            if not _checks.traced(unresolved) and bool(unresolved.any()):
+                notes.append(f"{int(unresolved.sum())} below the error of products in {self.precision}, unresolved")
         result = certify(
             operator,
             rows,
@@ -172,6 +192,7 @@ class Lanczos:
                 iterated=side.size,
                 failure_probability=unseen.FAILURE,
                 **_counts(state, b),
+                **({} if self.precision == "highest" else {"matmul_precision": self.precision}),
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
         )
@@ -241,6 +262,17 @@ def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple
     return block, noise, scale, 2 * b
 
 
+def _error(side: Any, exact: Any, block: Array) -> Array:
+    """Relative error of a product at reduced precision, against a full one, on M times random directions.
+
+    These lie near the largest eigenvectors. Unlike the comparison of two reduced products it sees the rounding of M itself.
+    """
+    rows, _ = _unit_rows(block)
+    image, full = apply(side, rows.T), apply(exact, rows.T)
+    scale = linalg.power_of_two(full.T)
+    return 4 * jnp.max(jnp.linalg.norm((image - full) * scale, axis=0) / jnp.linalg.norm(full * scale, axis=0))
+
+
 _ALPHA = 0.7390851332151607
 
 
@@ -287,17 +319,35 @@ def _advance(side: Any, state: _State, limits: _Limits, plan: _Plan, steps: Arra
     return jax.lax.while_loop(running, lambda s: _one_step(side, s, limits, plan), state)
 
 
-@partial(linalg.precise_jit, static_argnums=3, donate_argnums=1)
 def _step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
-    """One block step outside any loop: XLA runs convolutions in a CPU loop some 35 times slower."""
-    return _one_step(side, state, limits, plan)
+    """One block step outside any loop: XLA runs convolutions in a CPU loop some 35 times slower.
+
+    In parts, so that the product is compiled once for all callers, and the long vectors are changed in place.
+    """
+    W = apply(side, _next_block(state.basis))
+    state, change = _grow(state, W, limits, plan)
+    if bool(change.rotate):
+        state = state._replace(basis=_move(state.basis, change))
+    return state
+
+
+@partial(linalg.precise_jit, static_argnums=3, donate_argnums=0)
+def _grow(state: _State, W: Array, limits: _Limits, plan: _Plan) -> tuple[_State, Change]:
+    return _decide(state, krylov.append(state.basis, W.T), limits, plan)
+
+
+_next_block, _move = jax.jit(krylov.next_block), linalg.precise_jit(krylov.move, donate_argnums=0)
 
 
 def _one_step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
+    state, change = _decide(state, krylov.expand(lambda V: apply(side, V), state.basis), limits, plan)
+    return state._replace(basis=krylov.move(state.basis, change))
+
+
+def _decide(state: _State, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[_State, Change]:
+    """After a step that has led to `basis`: look, judge, or go on."""
     every = max(1, (plan.m - plan.k) // (16 * plan.b))
     often = max(1, (plan.m - plan.k) // (32 * plan.b))
-
-    basis = krylov.expand(lambda V: apply(side, V), state.basis)
     state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
     full = basis.size + plan.b > plan.m
     # Near the end a look costs less than a step too many; `worst` is NaN before the first.
@@ -314,8 +364,7 @@ def _one_step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
         lambda s: _judge(s, limits, plan, full),
     ]
     state, change = jax.lax.switch(branch, decide, small)
-    basis = state.basis._replace(vectors=basis.vectors, images=basis.images)
-    return state._replace(basis=krylov.move(basis, change))
+    return state._replace(basis=state.basis._replace(vectors=basis.vectors, images=basis.images)), change
 
 
 def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:
