@@ -56,6 +56,12 @@ from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh
 from fisher_jax.spectrum import spectrum as spectrum
+from fisher_jax.traces import ExactTrace as ExactTrace
+from fisher_jax.traces import Hutchinson as Hutchinson
+from fisher_jax.traces import HutchPP as HutchPP
+from fisher_jax.traces import XNysTrace as XNysTrace
+from fisher_jax.traces import XTrace as XTrace
+from fisher_jax.traces import trace as trace
 from fisher_jax.track import track as track
 
 if TYPE_CHECKING:
