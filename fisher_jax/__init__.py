@@ -35,6 +35,8 @@ from fisher_jax.likelihoods import Poisson as Poisson
 from fisher_jax.masks import over_masks as over_masks
 from fisher_jax.modes import Average as Average
 from fisher_jax.modes import Fixed as Fixed
+from fisher_jax.moments import Moments as Moments
+from fisher_jax.moments import moments as moments
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator

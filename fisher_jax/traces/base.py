@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import chdtri
 
 from fisher_jax import _checks, linalg
 from fisher_jax.estimates import Estimate
@@ -185,23 +186,25 @@ def interval(sums: Sums, count: int, psd: bool, confidence: float) -> tuple[Any,
     smaller than the true variance of a mean over one vector less (Efron and Stein, Ann. Stat. 9(3), 1981).
     Derived; the coverage is tested on spectra of all kinds.
     """
-    from scipy.special import chdtri
-
-    square, fourth = np.maximum(np.asarray(sums.square, np.float64), 0), np.asarray(sums.fourth, np.float64)
-    twice = square**2 - 2 * np.maximum(fourth, 0) / count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        f = np.where(fourth > 0, twice / fourth, np.inf) if count > 1 else np.ones_like(square)
-    freedom = np.clip(count * np.clip(f, 1, None), 1, 1e6)
+    value, square, fourth, shared = (np.asarray(a, np.float64) for a in sums)
     miss = SHARE * (1 - confidence) / 2
-    high, low = (chdtri(freedom, p) / freedom for p in (miss, 1 - miss))
-    below, above = ((high - 1) / np.sqrt(high), (1 - low) / np.sqrt(low))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f = np.where(fourth > 0, (square**2 - 2 * fourth / count) / fourth, np.inf)
+    # One or two numbers do not tell f: the shorter side is that of many eigenvalues, the longer that of one.
+    least, most = (f, f) if count > 2 else (np.ones_like(f), np.full_like(f, np.inf))
+    below, above = _quantile(most, count, miss), -_quantile(least, count, 1 - miss)
     if not psd:
         below = above = np.maximum(below, above)
-    error = np.sqrt(np.maximum(2 * square / count, np.asarray(sums.jackknife, np.float64)))
-    unit = error * np.sqrt(freedom / 2)
-    value = np.asarray(sums.value, np.float64)
-    lower = value - below * unit
-    return np.maximum(lower, 0) if psd else lower, value + above * unit, error
+    error = np.sqrt(np.maximum(2 * square / count, shared))
+    lower = value - below * error
+    return np.maximum(lower, 0) if psd else lower, value + above * error, error
+
+
+def _quantile(f: np.ndarray, count: int, tail: float) -> np.ndarray:
+    """(u − 1) √(m f / 2) / √u for the u that is exceeded with probability `tail`."""
+    freedom = np.clip(count * np.clip(f, 1, None), 1, 1e6)
+    u = chdtri(freedom, tail) / freedom
+    return (u - 1) * np.sqrt(freedom / 2) / np.sqrt(u)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def leave_one_out(X: Array, Y: Array) -> tuple[Sums, Array]:
     shift = 4 * eps * largest / n
     Y = Y + shift * X
     values, V = jnp.linalg.eigh(H + shift * linalg.inner(X, X))
-    V = V / jnp.sqrt(jnp.maximum(values, eps * largest))
+    V = V / jnp.sqrt(jnp.maximum(values, eps * largest))[None, :]
     approximation = V.T @ Y  # its Gram matrix has the eigenvalues of M̂
     U = V @ approximation
     inverse, G = V @ V.T, linalg.inner(U, U)

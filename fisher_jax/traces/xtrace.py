@@ -77,7 +77,7 @@ def leave_one_out(X: Array, Y: Array, B: Array, Q: Array, Z: Array) -> Sums:
     k = X.shape[0]
     R = jnp.triu(linalg.inner(Q, B))  # B = Rᵀ Q in rows
     S = jax.scipy.linalg.solve_triangular(R, jnp.eye(k, dtype=X.dtype), trans="T")
-    S = S / jnp.linalg.norm(S, axis=0)  # columns s_i
+    S = S / jnp.linalg.norm(S, axis=0, keepdims=True)  # columns s_i
     H, W = linalg.inner(Q, Z), linalg.inner(Q, X)
     rest, rest_images = X - W.T @ Q, Y - W.T @ Z
     own = jax.vmap(jnp.vdot)(rest, rest_images)
@@ -86,10 +86,10 @@ def leave_one_out(X: Array, Y: Array, B: Array, Q: Array, Z: Array) -> Sums:
     u, f, h, total = jnp.diag(U), jnp.diag(F), jnp.diag(K), jnp.trace(H)
     values = total - h + own + 2 * u * f + u**2 * h
     # P_i M P_i x_i
-    moved = S * u
+    moved = S * u[None, :]
     images = rest_images + moved.T @ Z
     inside = linalg.inner(Q, images)
-    images = images - (inside - S * jnp.sum(S * inside, axis=0)).T @ Q
+    images = images - (inside - S * jnp.sum(S * inside, axis=0, keepdims=True)).T @ Q
     gram = linalg.inner(images, images)
     # Entry [i, j]: probe j without i and j; its coefficients on s_j and s_i.
     apart = jnp.maximum(1 - C**2, linalg.eps(X.dtype))
