@@ -28,6 +28,8 @@ Array = jax.Array
 
 # Rows of the smaller of F and K up to which it is diagonalized, or formed from the layers, or formed by products.
 DIAGONALIZED, FORMED, FORMED_BY_PRODUCTS = 2000, 10_000, 1000
+# Multiplications to form F from its factor.
+FORMED_OPERATIONS = 10**12
 # Confidence of each estimate, so that a ratio of two still holds 95 times out of 100.
 CONFIDENCE = 0.98
 # Most products with F² for its Frobenius norm, and the half width of ‖F‖_F² to stop at.
@@ -97,7 +99,8 @@ def moments(F: Any, *, key: jax.Array | None = None, progress: Reporter | None =
     """Trace, ‖F‖_F, λ_max and what follows from them, each exact or with an interval.
 
     - trace: exact from norms of per-sample gradients; of an operator without structure `fj.XNysTrace` (`fj.XTrace`).
-    - ‖F‖_F: exact from the entries of the smaller of F and its dual, where that has at most 10 000 rows; else as the root
+    - ‖F‖_F: exact from the entries of the smaller of F and its dual, where that has at most 10 000 rows and is formed at
+      little cost; else as the root
       of tr F² = ‖F‖_F² by `fj.XNysTrace`, for which the largest eigenvalues cost nothing: the sketch takes them out.
     - λ_max: from LAPACK up to 2000 rows, else from `fj.eigsh` with its certified bound.
 
@@ -115,13 +118,14 @@ def moments(F: Any, *, key: jax.Array | None = None, progress: Reporter | None =
     Reference: Karakida, Akaho and Amari, J. Stat. Mech. 124005, 2020 (m, s and λ_max of wide networks).
     """
     operator = as_operator("moments", F)
-    side, matrix = smaller_side(operator), _formed(operator)
-    if not is_key(key) and (matrix is None or len(matrix) > DIAGONALIZED):
+    side, rows, forms = smaller_side(operator), _rows(operator), _is_formed(operator)
+    if not is_key(key) and not (forms and rows <= DIAGONALIZED):
         raise _checks.fail(
             "moments",
-            f"key={key!r}, but {side.size} rows are too many to diagonalize",
+            f"key={key!r}, but {rows} rows are too many to diagonalize",
             "give key=jax.random.key(seed) for what is estimated",
         )
+    matrix = _matrix(operator) if forms else None
     keys: Any = [None] * 3 if key is None else jax.random.split(key, 3)
     psd, how = operator.psd, "entries of a matrix" if matrix is not None else "products"
     if matrix is not None and not np.isfinite(matrix).all():
@@ -164,19 +168,29 @@ def moments(F: Any, *, key: jax.Array | None = None, progress: Reporter | None =
     )
 
 
-def _formed(operator: LinearOperator) -> np.ndarray | None:
-    """The smaller of the matrix and its dual, where forming it costs little."""
-    side = smaller_side(operator)
+def _rows(operator: LinearOperator) -> int:
+    """Of the matrix that would be formed; a streamed network has no products, so no dual operator, but K."""
+    return operator.factor.shape[0] if isinstance(operator, StreamedFisher) else smaller_side(operator).size
+
+
+def _is_formed(operator: LinearOperator) -> bool:
+    """Does the smaller of the matrix and its dual exist, or cost little?"""
+    rows = _rows(operator)
     if isinstance(operator, MatrixOperator):
-        return np.asarray(operator.matrix)
-    rows, most = side.size, FORMED_BY_PRODUCTS
-    if isinstance(operator, StreamedFisher):  # has no products, so no dual operator
-        rows, most = operator.factor.shape[0], FORMED
-    elif isinstance(operator, (FisherOperator, DualOperator)):
-        most = FORMED
-    if rows > most or rows**2 * jnp.dtype(operator.dtype).itemsize > linalg.free_memory() / 4:
-        return None
-    return np.asarray(operator.gram() if isinstance(operator, StreamedFisher) else side.dense())
+        return True
+    if rows**2 * jnp.dtype(operator.dtype).itemsize > linalg.free_memory() / 4:
+        return False
+    if isinstance(operator, (FisherOperator, DualOperator)):
+        # K comes from the layers, F from all rows of A.
+        samples = operator.factor.shape[0]
+        return rows <= FORMED and (rows == samples or rows**2 * samples <= FORMED_OPERATIONS)
+    return rows <= FORMED_BY_PRODUCTS
+
+
+def _matrix(operator: LinearOperator) -> np.ndarray:
+    if isinstance(operator, StreamedFisher):
+        return np.asarray(operator.gram())
+    return np.asarray(smaller_side(operator).dense())
 
 
 def _largest(operator: LinearOperator, key: Array, progress: Any) -> Estimate:

@@ -92,7 +92,9 @@ def test_products_only(scale, dtype, monkeypatch):
     for seed in range(2):
         found = fj.moments(F, key=jax.random.key(seed))
         check(found, np.asarray(values.astype(dtype), np.float64), exact=False)
-        assert not found.trace.exact and found.trace.products == 100 and found.frobenius.products > 16
+        assert not found.trace.exact and found.trace.products == 100 and found.frobenius.products % 2 == 1, (
+            "one, and two for each of F²"
+        )
         # Worth something: λ_max to 2 %, ‖F‖ to 2 %, the ratios to 15 %.
         for name, width in (("lambda_max", 0.02), ("frobenius", 0.02), ("effective_rank", 0.15), ("stable_rank", 0.1)):
             e = getattr(found, name)

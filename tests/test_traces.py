@@ -154,11 +154,21 @@ def test_an_interval_without_the_skewness_fails(x64, monkeypatch):
 
 
 def test_an_interval_without_the_jackknife_fails(x64):
-    """Numbers that share vectors err together: the standard error of independent ones is too small."""
-    M, truth = SPECTRA["geometric"], np.trace(SPECTRA["geometric"])
-    sums = _runs("xnystrace", jnp.asarray(M), 30, jax.random.split(KEY, 200))
-    lower, upper, _ = base.interval(sums._replace(jackknife=0 * sums.jackknife), 30, True, 0.95)
+    """Numbers that share vectors err together: as if they were independent, and by their scatter, the error is too small."""
+    M, m = SPECTRA["geometric"], 30
+    truth, keys = np.trace(M), jax.random.split(KEY, 200)
+    sums = _runs("xnystrace", jnp.asarray(M), m, keys)
+    lower, upper, _ = base.interval(sums._replace(jackknife=0 * sums.jackknife), m, True, 0.95)
     assert np.mean((lower <= truth) & (truth <= upper)) < 0.9
+    # The published standard error, from the numbers themselves.
+    scatter = []
+    for key in keys:
+        X = np.asarray(jax.random.normal(key, (m, N)))
+        U = np.linalg.solve(X @ M @ X.T, X @ M)
+        h = np.diag(np.linalg.inv(X @ M @ X.T))
+        scatter.append(np.var((1 - np.sum(U * U, axis=1)) / h, ddof=1) / m)
+    error = np.mean((np.asarray(sums.value) - truth) ** 2) ** 0.5
+    assert error > 1.5 * np.mean(scatter) ** 0.5
 
 
 # --- the estimators ---------------------------------------------------------------------------------------------------
@@ -323,6 +333,14 @@ def test_tolerance(method, x64):
         assert 16 <= result.products < 900 and result.upper - result.lower <= 2 * method.tol * result.value
         missed += not result.lower <= truth <= result.upper
     assert missed <= 5
+
+
+def test_one_product_more_than_a_stage(x64):
+    """Too few for another vector of the sketch."""
+    F, truth = zoo.diagonal(0.9 ** np.arange(300), "float64"), np.sum(0.9 ** np.arange(300))
+    for method, products in ((fj.HutchPP(25), 25), (fj.XTrace(17), 16), (fj.Hutchinson(17), 17), (fj.XNysTrace(17), 17)):
+        result = fj.trace(F, method=method, key=KEY)
+        assert result.products == products and result.lower <= truth <= result.upper
 
 
 def test_growth_and_keys(x64):

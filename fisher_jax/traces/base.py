@@ -80,6 +80,8 @@ class Source:
 
     def times(self, rows: Array) -> Array:
         """`M` on rows `(k, n)`, times the scale."""
+        if not rows.shape[0]:
+            return rows
         block, images = BLOCK.get(jax.default_backend(), 32), []
         for first in range(0, rows.shape[0], block):
             part = rows[first : first + block]
@@ -128,7 +130,7 @@ def orthonormal(Q: Array, rows: Array) -> Array:
 
     Three passes: where a row lies in the span of the others but for rounding, the third makes that rounding orthogonal.
     """
-    return _orthonormal(jnp.pad(Q, ((0, rows.shape[0]), (0, 0))), rows, Q.shape[0])
+    return _orthonormal(jnp.pad(Q, ((0, rows.shape[0]), (0, 0))), rows, Q.shape[0]) if rows.shape[0] else Q
 
 
 @partial(linalg.precise_jit, static_argnums=2)
