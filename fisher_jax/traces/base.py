@@ -26,8 +26,8 @@ Array = jax.Array
 
 # Vectors multiplied at once: on a CPU they pass one by one in any case.
 BLOCK = {"cpu": 8}
-# Share of the failure probability that the quantiles use; the rest is for the variance, which is itself estimated. Found by
-# simulation: with all of it, 93 % of the intervals that claim 95 hold, of few probes.
+# Share of the failure probability that the quantiles use; the rest is for the variance, which is itself estimated. With all
+# of it, too few of the intervals of few probes hold (tested).
 SHARE = 0.5
 
 
