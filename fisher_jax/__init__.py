@@ -35,6 +35,8 @@ from fisher_jax.likelihoods import Poisson as Poisson
 from fisher_jax.masks import over_masks as over_masks
 from fisher_jax.modes import Average as Average
 from fisher_jax.modes import Fixed as Fixed
+from fisher_jax.moments import Moments as Moments
+from fisher_jax.moments import moments as moments
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator
@@ -56,6 +58,12 @@ from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh
 from fisher_jax.spectrum import spectrum as spectrum
+from fisher_jax.traces import ExactTrace as ExactTrace
+from fisher_jax.traces import Hutchinson as Hutchinson
+from fisher_jax.traces import HutchPP as HutchPP
+from fisher_jax.traces import XNysTrace as XNysTrace
+from fisher_jax.traces import XTrace as XTrace
+from fisher_jax.traces import trace as trace
 from fisher_jax.track import track as track
 
 if TYPE_CHECKING:

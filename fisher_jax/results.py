@@ -461,13 +461,35 @@ def save(result: Any, path: Any) -> None:
             arrays[field.name] = np.asarray(value)
         else:
             header["fields"][field.name] = value
-    arrays["__header__"] = np.array(json.dumps(header))
+    arrays["__header__"] = np.array(json.dumps(header, default=_nested))
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     replace(path, write)
+
+
+def _nested(value: Any) -> dict[str, Any]:
+    """A registered record without arrays inside another, as JSON."""
+    if type(value).__name__ not in _TYPES:
+        raise TypeError(f"a {type(value).__name__} inside a result cannot be saved")
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {"type": type(value).__name__, "fields": fields}
+
+
+def _restored(value: Any) -> Any:
+    """JSON knows lists only, names are hashable; and a dict is a record inside a record."""
+    if isinstance(value, dict):
+        return _TYPES[value["type"]](**_fields(value["fields"]))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fields(values: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: _restored(value) for name, value in values.items()}
+    if "info" in fields:
+        fields["info"] = tuple((str(a), str(b)) for a, b in fields["info"])
+    return fields
 
 
 def load(path: Any) -> Any:
@@ -490,13 +512,9 @@ def load(path: Any) -> Any:
         raise _checks.fail(
             "load", f"path={str(path)!r} has format {header.get('format')}", f"read it with a version that writes {FORMAT}"
         )
-    # JSON knows lists only; names are hashable.
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header["fields"].items()}
-    if "info" in fields:
-        fields["info"] = tuple((str(a), str(b)) for a, b in fields["info"])
     try:
-        return cls(**fields, **{name: jnp.asarray(a) for name, a in arrays.items()})
-    except TypeError as error:
+        return cls(**_fields(header["fields"]), **{name: jnp.asarray(a) for name, a in arrays.items()})
+    except (TypeError, KeyError) as error:
         raise _checks.fail("load", f"path={str(path)!r} has other fields ({error})", "write it again") from None
 
 
