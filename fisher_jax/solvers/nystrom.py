@@ -180,8 +180,8 @@ def approximate(Omega: Array, images: Array, noise: Array) -> tuple[Array, Array
 def error_bound(side: Any, values: Array, rows: Array, noise: Array, goal: Array, key: Array) -> tuple[Array, int]:
     """(bound on λ_max(M − M̂) with failure probability 10⁻³, steps of the search for it, of which `goal` is good enough)."""
     none, left = jnp.zeros((0, side.size), side.dtype), Remainder(side, values, rows)
-    _, error, steps = unseen.search(left, none, none[:, 0], values[0], noise, goal, key, unseen.MOST_STEPS, False)
-    return jnp.maximum(error, 0), steps
+    found = unseen.search(left, none, none[:, 0], values[0], noise, goal, key, unseen.MOST_STEPS, False)
+    return jnp.maximum(found.bound, 0), found.steps
 
 
 @record

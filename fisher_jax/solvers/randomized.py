@@ -110,17 +110,18 @@ class Randomized:
                     coupling = jnp.linalg.norm(within)
                     goal = lowest if above is None else scale * jnp.asarray(above, tol.dtype)
                     most = max(unseen.FIRST_STEPS, passes * b // (SEARCH_SHARE * unseen.BLOCK))
-                    seen, rest, steps = unseen.search(
+                    found = unseen.search(
                         side, rows, values, look.norm, noise, goal - coupling, fresh, most, above is not None
                     )
-                    rest, spent = rest + coupling, spent + steps * unseen.BLOCK
-                    if float(seen) <= float(lowest + slack) or passes >= self.passes:
+                    rest, spent = found.bound + coupling, spent + found.steps * unseen.BLOCK
+                    if float(found.seen) <= float(lowest + slack) or passes >= self.passes:
                         break
-                    basis = _restart(basis, look, min(b * (self.depth // 2), int(basis.size)), inject=True)
+                    # Only what has converged stays: the couplings of the others would be lost.
+                    basis = _restart(basis, look, k, found.row)
                 elif passes >= self.passes:
                     break
                 elif int(basis.size) + b > m:
-                    basis = _restart(basis, look, b * (self.depth // 2), inject=False)
+                    basis = _restart(basis, look, b * (self.depth // 2), None)
         rows, images = _pairs(basis, look, k)
         values, within = measured(rows, images)
         residuals, reachable, norm = within, noise, look.norm
@@ -249,21 +250,19 @@ def _check_products(operator: LinearOperator, look: _Look) -> None:
     check_symmetry(operator, float(look.skew), float(look.most))
 
 
-@partial(linalg.precise_jit, static_argnums=(2, 3), donate_argnums=0)
-def _restart(basis: Basis, look: _Look, keep: int, inject: bool) -> Basis:
-    """The basis becomes its first `keep` Ritz vectors; the next block stays, or is replaced by random directions."""
+@partial(linalg.precise_jit, static_argnums=2, donate_argnums=0)
+def _restart(basis: Basis, look: _Look, keep: int, row: Array | None) -> Basis:
+    """The basis becomes its first `keep` Ritz vectors; the next block stays, or becomes `row` `(1, n)` and random ones."""
     b, m = basis.C.shape
-    small, _ = krylov.compress(basis, look.values, look.S, jnp.asarray(keep, jnp.int32), inject)
+    small, _ = krylov.compress(basis, look.values, look.S, jnp.asarray(keep, jnp.int32), row is not None)
     best = look.S[:, :keep].T
     vectors = jnp.zeros_like(basis.vectors).at[:keep].set(best @ basis.vectors[:m])
     images = jnp.zeros_like(basis.images).at[:keep].set(best @ basis.images)
     key, fill = jax.random.split(basis.key)
-    if inject:
-        block = linalg.orthonormal(
-            jnp.zeros((b, vectors.shape[1]), vectors.dtype), vectors, jnp.ones((), vectors.dtype), fill
-        )
-    else:
+    if row is None:
         block = jax.lax.dynamic_slice_in_dim(basis.vectors, basis.size, b)
+    else:
+        block = linalg.orthonormal(jnp.pad(row, ((0, b - 1), (0, 0))), vectors, jnp.ones((), row.dtype), fill)
     return small._replace(vectors=vectors.at[keep : keep + b].set(block), images=images, key=key)
 
 

@@ -15,7 +15,7 @@ checked.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,9 +121,18 @@ def log_odds(basis: Basis, first: Array, n: int, seen: Array, numbers: Array, no
     return odds, starts
 
 
+class Found(NamedTuple):
+    """What a search says of the eigenvalues of an operator orthogonal to the vectors it was given."""
+
+    seen: Array  # () largest value met
+    bound: Array  # () on all of them, with failure probability FAILURE
+    row: Array  # (1, n) Ritz vector of `seen`
+    steps: int  # taken, of BLOCK products each
+
+
 def search(
     operator: Any, rows: Array, values: Array, norm: Array, noise: Array, goal: Array, key: Array, steps: int, proof: bool
-) -> tuple[Array, Array, int]:
+) -> Found:
     """Block Lanczos from a random start: bound the eigenvalues of an operator orthogonal to some vectors.
 
     Args:
@@ -132,9 +141,6 @@ def search(
         norm: of the operator. noise: relative rounding error of its products.
         goal: a bound below this is good enough; without `proof` also one that is tight.
         steps: of `BLOCK` products each, the most of them, up to `MOST_STEPS`.
-
-    Returns:
-        (largest value met, bound on all eigenvalues of the operator orthogonal to the rows, steps taken).
     """
     room = min(MOST_STEPS, (rows.shape[1] - len(rows)) // BLOCK - 1)
     run, block = _begin(rows, values, norm, room, key)
@@ -147,7 +153,7 @@ def search(
         if float(bound + noise * norm) <= float(goal) or (tight and not proof):
             break
     # Of a zero operator there is nothing that could be large.
-    return seen, jnp.where(run.norm > 0, bound, seen), taken
+    return Found(seen, jnp.where(run.norm > 0, bound, seen), _largest(run, len(rows)), taken)
 
 
 @partial(linalg.precise_jit, static_argnums=3)
@@ -174,3 +180,8 @@ def _step(run: Basis, image: Array, first: int, goal: Array, noise: Array) -> tu
     odds, starts = log_odds(run, jnp.asarray(first, jnp.int32), run.vectors.shape[1], seen, numbers, noise)
     bound = jnp.min(jnp.where(excluded(odds, starts), numbers, jnp.inf))
     return run, jax.lax.dynamic_slice_in_dim(run.vectors, run.size, BLOCK), seen, bound
+
+
+@partial(linalg.precise_jit, static_argnums=1)
+def _largest(run: Basis, first: int) -> Array:
+    return krylov.ritz(run, first)[1][:, :1].T @ run.vectors[: run.T.shape[0]]
