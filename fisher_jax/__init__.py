@@ -55,7 +55,10 @@ from fisher_jax.solvers import Auto as Auto
 from fisher_jax.solvers import Dense as Dense
 from fisher_jax.solvers import Gram as Gram
 from fisher_jax.solvers import Lanczos as Lanczos
+from fisher_jax.solvers import Nystrom as Nystrom
 from fisher_jax.solvers import Progress as Progress
+from fisher_jax.solvers import Randomized as Randomized
+from fisher_jax.solvers import Sketch as Sketch
 from fisher_jax.solvers import eigsh as eigsh
 from fisher_jax.spectrum import spectrum as spectrum
 from fisher_jax.traces import ExactTrace as ExactTrace

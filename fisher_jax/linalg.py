@@ -80,6 +80,26 @@ def inner(W: Array, V: Array) -> Array:
     return total + part(full * PANEL, n % PANEL) if n % PANEL else total
 
 
+def orthonormal(W: Array, V: Array, norm: Array, key: Array) -> Array:
+    """Orthonormal rows, orthogonal to V, whose span has that of W; where W vanishes to rounding, random ones.
+
+    Each round divides by the square roots of the eigenvalues of W Wᵀ, kept from falling below their rounding error; a
+    few rounds reach any condition number. A random part as small as rounding gives a vanished row a direction.
+
+    Reference: Fukaya et al., SIAM J. Sci. Comput. 42(1), 2020 (shifted Cholesky QR).
+    """
+    b, n = W.shape
+    unit = eps(W.dtype)
+    W = W + unit * jnp.where(norm > 0, norm, 1) * jax.random.normal(key, W.shape, W.dtype) / n**0.5
+    for last in (False, False, True, True):
+        if last:
+            W = W - inner(W, V) @ V
+        squares = inner(W, W)
+        lengths, U = jnp.linalg.eigh((squares + squares.T) / 2)
+        W = (U / jnp.sqrt(jnp.maximum(lengths, b * unit * lengths[-1]))[None]).T @ W
+    return W
+
+
 def error_bounds(values: Array, residuals: Array, rest: Array, floor: Array, wanted: Array) -> Array:
     """Absolute error bound of each Ritz value.
 

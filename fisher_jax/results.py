@@ -29,7 +29,7 @@ class EigenResult:
 
     values: Array  # (k,) descending
     vectors: Array  # (size, k) orthonormal columns
-    residuals: Array  # (k,) true ‖M v − λ v‖, from products; an upper bound of it for vectors lifted from a dual
+    residuals: Array  # (k,) true ‖M v − λ v‖, from products; a bound on it for vectors lifted from a dual or from a sketch
     bounds: Array  # (k,) absolute bound on the error of each value
     converged: Array  # (k,) bool
     matvecs: Array  # () products with M used in all
@@ -60,7 +60,8 @@ class EigenResult:
             return "not established: that no eigenvalue is missing"
         chance = dict(self.info).get("failure_probability")
         doubt = f" (failure probability {chance})" if chance else ""
-        if self.values.size and not bound <= float(np.nanmax(np.asarray(self.values))) + float(self.floor):
+        largest = np.max(np.asarray(self.values), initial=-np.inf, where=np.asarray(self.converged))
+        if self.values.size and not bound <= float(largest) + float(self.floor):
             return f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
         return f"no eigenvalue above {bound:.6g} is missing{doubt}"
 

@@ -150,6 +150,7 @@ def test_bound_on_the_rest_holds(x64):
         (np.r_[1.3, np.linspace(0, 1, 79)], 1, 7),
         (np.r_[1.02, np.linspace(-1, 1, 79)], 1, 20),
         (np.r_[1.3, np.linspace(0, 1, 79)], 2, 5),
+        (np.r_[1.3, np.linspace(0, 1, 79)], 4, 3),
         (np.r_[3e-13, np.zeros(79)], 1, 3),  # Krylov spaces close at once unless the start sees the first
     ],
 )

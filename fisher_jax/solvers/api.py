@@ -11,6 +11,12 @@ from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
 
+# What to do about pairs that did not converge, by method.
+REMEDIES = {
+    "Randomized": "raise passes or tol of fj.Randomized",
+    "Nystrom": "raise rank, doublings or tol of fj.Nystrom, or use fj.Lanczos()",
+}
+
 
 def eigsh(
     operator: Any,
@@ -27,7 +33,7 @@ def eigsh(
     Args:
         operator: any `LinearOperator`: a Fisher operator, `fj.FunctionOperator(f, n)`; or a symmetric array.
         k: how many, 1 <= k <= size; with `above`, the most that may be returned.
-        method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`.
+        method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`, `fj.Randomized(...)`, `fj.Nystrom(...)`.
         above: return every eigenvalue above this number, and search until none can have been missed.
         v0: start vector `(size,)`; random unless given.
         key: JAX random key, for the start and for the search for missed eigenvalues.
@@ -76,7 +82,8 @@ def _warn(result: EigenResult, above: float | None) -> None:
     missing = int((~result.converged).sum())
     if missing:
         facts = dict(result.info)
-        why = "did not converge and are NaN; raise steps or restarts, or tol, of fj.Lanczos"
+        remedy = REMEDIES.get(result.method.split("(")[0], "raise steps or restarts, or tol, of fj.Lanczos")
+        why = f"did not converge and are NaN; {remedy}"
         if "unresolved" in facts.get("note", ""):
             why = f"lie below the error of products in {facts['matmul_precision']} and are NaN; raise precision, or lower k"
         warnings.warn(f"eigsh: {missing} of {result.values.size} eigenvalues {why}", stacklevel=3)

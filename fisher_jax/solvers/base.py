@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 Reporter = Callable[[Progress], None]
 
 
-def check_symmetry(operator: LinearOperator, skew: float, most: float) -> None:
+def check_symmetry(operator: Any, skew: float, most: float) -> None:
     """Refuse an operator whose products show it not to be symmetric; `skew` and `most` are relative to ‖M‖."""
     if skew > most:
         raise _checks.fail(
