@@ -38,6 +38,7 @@ from fisher_jax.modes import Fixed as Fixed
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator
+from fisher_jax.operators import SparseOperator as SparseOperator
 from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import EigenResult as EigenResult
@@ -55,6 +56,7 @@ from fisher_jax.solvers import Gram as Gram
 from fisher_jax.solvers import Lanczos as Lanczos
 from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import eigsh as eigsh
+from fisher_jax.solvers import scipy_eigsh as scipy_eigsh
 from fisher_jax.spectrum import spectrum as spectrum
 from fisher_jax.track import track as track
 

@@ -6,3 +6,4 @@ from fisher_jax.solvers.base import Progress as Progress
 from fisher_jax.solvers.dense import Dense as Dense
 from fisher_jax.solvers.gram import Gram as Gram
 from fisher_jax.solvers.lanczos import Lanczos as Lanczos
+from fisher_jax.solvers.scipy_api import scipy_eigsh as scipy_eigsh
