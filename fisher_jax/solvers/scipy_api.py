@@ -20,6 +20,7 @@ from fisher_jax.solvers import unseen
 from fisher_jax.solvers.api import check_function
 from fisher_jax.solvers.auto import DENSE_SIZE
 from fisher_jax.solvers.base import check_symmetry
+from fisher_jax.solvers.base import complete as complete_rows
 from fisher_jax.solvers.dense import MAX_SIZE
 from fisher_jax.solvers.lanczos import Lanczos
 
@@ -88,7 +89,7 @@ def scipy_eigsh(
     if which not in WHICH:
         raise _checks.fail(WHERE, f"which={which!r} is unknown", f"give one of {', '.join(WHICH)}")
     k = _checks.integer(WHERE, "k", k, 1)
-    if not isinstance(tol, numbers.Real) or not 0 <= tol < np.inf:
+    if not isinstance(tol, numbers.Real) or not 0 <= float(tol) < np.inf:
         raise _checks.fail(WHERE, f"tol={tol!r} is not a number >= 0", "give tol >= 0")
     seed = 0 if rng is None else int(np.random.default_rng(rng).integers(2**31))
     A = _floating(A)
@@ -210,21 +211,31 @@ def _iterate(ends: _Ends, which: str, k: int) -> _Found:
     if which == "LM":
         return _largest_magnitude(ends, k)
     low = {"LA": 0, "SA": k, "BE": k // 2}[which]
-    return _merge({sign: ends.solve(sign, count) for sign, count in ((1, k - low), (-1, low)) if count}, k)
+    return _merge(ends, {sign: ends.solve(sign, count) for sign, count in ((1, k - low), (-1, low)) if count}, k)
 
 
-def _merge(results: dict[int, EigenResult], k: int) -> _Found:
+def _merge(ends: _Ends, results: dict[int, EigenResult], k: int) -> _Found:
     """What has converged at both ends, ascending."""
-    values, vectors, notes = [], [], []
-    for sign, result in results.items():
+    parts, notes = [], []
+    for sign in sorted(results, reverse=True):
+        result = results[sign]
         done = np.asarray(result.converged)
-        values.append(sign * np.asarray(result.values)[done])
-        vectors.append(np.asarray(result.vectors)[:, done])
+        parts.append((sign * np.asarray(result.values)[done], np.asarray(result.vectors)[:, done]))
         notes += [note for name, note in result.info if name == "note"]
-    values, vectors = np.concatenate(values), np.concatenate(vectors, axis=1)
+    complete = all(bool(result.converged.all()) for result in results.values())
+    values, vectors = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    if complete and len(parts) == 2:
+        (high, _), (low, _) = parts
+        # Do the ends meet? Then all the spectrum between is one eigenvalue, such as zero where the rank is low, and every
+        # direction orthogonal to the vectors of the others belongs to it. Each end has found some, without the other.
+        meet = high.min() - 2 * max(float(result.tol) for result in results.values()) * np.abs(values).max()
+        if low.max() >= meet:
+            own = np.r_[np.ones(high.size, bool), low < meet]
+            first = np.argsort(~own, kind="stable")
+            rows = complete_rows(jnp.asarray(vectors[:, first].T), own.size, jnp.asarray(own[first]), ends.key)
+            values, vectors = values[first], np.asarray(rows).T
     order = np.argsort(values, kind="stable")
-    complete = all(bool(result.converged.all()) for result in results.values()) and values.size >= k
-    return _Found(values[order], vectors[:, order], complete, "; ".join(notes))
+    return _Found(values[order], vectors[:, order], complete and values.size >= k, "; ".join(notes))
 
 
 def _largest_magnitude(ends: _Ends, k: int) -> _Found:
@@ -233,7 +244,7 @@ def _largest_magnitude(ends: _Ends, k: int) -> _Found:
     positive = int(np.sum(ritz[np.argsort(np.abs(ritz))[-k:]] > 0))
     results = {sign: ends.solve(sign, count) for sign, count in ((1, positive), (-1, k - positive)) if count}
     while True:
-        found = _merge(results, k)
+        found = _merge(ends, results, k)
         if not found.complete:
             return found
         least = float(np.sort(np.abs(found.values))[-k])
