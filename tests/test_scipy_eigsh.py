@@ -126,21 +126,9 @@ def test_both_ends(name, iterates):
         oracle.accepted(lambda V: A @ V, values, vectors, wanted(truth, which, 4), 1e-12, "float64")
 
 
-def triangular_walk(m):
-    """Random walk on the sites of a triangle of the square lattice, D^(-1/2) A D^(-1/2), and the degrees."""
-    place = {site: at for at, site in enumerate((i, j) for i in range(m) for j in range(m - i))}
-    links = [(place[i, j], place[to]) for i, j in place for to in ((i + 1, j), (i, j + 1)) if to in place]
-    rows, columns = np.array(links).T
-    A = ss.coo_array((np.ones(len(links)), (rows, columns)), (len(place), len(place)))
-    A = A + A.T
-    degrees = np.asarray(A.sum(axis=1)).ravel()
-    parity = np.array([(-1) ** (i + j) for i, j in place])
-    return ss.csr_array(ss.diags_array(degrees**-0.5) @ A @ ss.diags_array(degrees**-0.5)), degrees, parity
-
-
 def test_a_spectrum_that_is_symmetric_about_zero(iterates):
     """Two-colourable: with λ comes −λ. 1 and −1, with known eigenvectors, tie for the largest magnitude."""
-    A, degrees, parity = triangular_walk(20)
+    A, degrees, parity = zoo.triangular_walk(20)
     values, vectors = fj.scipy_eigsh(A, 2)
     oracle.accepted(lambda V: A @ V, values, vectors, [-1.0, 1.0], 1e-12, "float64")
     for v, sign in zip(vectors.T, (parity, 1), strict=True):
