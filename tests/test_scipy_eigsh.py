@@ -136,6 +136,21 @@ def test_a_spectrum_that_is_symmetric_about_zero(iterates):
     np.testing.assert_allclose(np.abs(fj.scipy_eigsh(A, 1)[0]), 1, atol=1e-12)
 
 
+def test_copies_that_the_short_run_has_not_seen(iterates):
+    d = np.r_[5.0, 5.0, 5.0, -4.0, -3.5, -3.0, np.random.default_rng(0).uniform(-1, 1, 194)]
+    np.testing.assert_allclose(fj.scipy_eigsh(ss.diags_array(d), 4)[0], [-4, 5, 5, 5], atol=1e-12)
+
+
+def test_a_short_run_that_takes_the_ends_for_each_other(iterates, monkeypatch):
+    """However wrong the counts to begin with, each end is asked again."""
+    real = scipy_api._ritz_values
+    monkeypatch.setattr(scipy_api, "_ritz_values", lambda basis: -real(basis))
+    bulk = np.random.default_rng(0).uniform(-1, 1, 196)
+    for first in ([5.0, 4, 3, 2], [-5.0, -4, -3, 2]):
+        values = fj.scipy_eigsh(ss.diags_array(np.r_[first, bulk]), 2)[0]
+        np.testing.assert_allclose(values, np.sort(first[:2]), atol=1e-12)
+
+
 def kinds(A):
     """The same matrix in every form that is taken."""
     yield "array", A
@@ -376,13 +391,14 @@ def test_products_on_the_host_lose_no_digit_and_share_a_program(x64):
     """float64 to the last digit in a callback, whatever its thread; one compiled product for all; none is kept alive."""
     traces, d = [], np.random.default_rng(0).normal(size=50)
     product = jax.jit(lambda operator, V: (traces.append(1), operator.matmat(V))[1])
-    for scale in (1.0, 2.0):
-        matrix = sl.LinearOperator((50, 50), matvec=lambda v, scale=scale: scale * d * v, dtype=float)
-        V = np.random.default_rng(1).normal(size=(50, 3))
-        assert np.array_equal(product(HostOperator(matrix), V), scale * (d[:, None] * V))
+    V = np.random.default_rng(1).normal(size=(50, 3))
+    matrices = [sl.LinearOperator((50, 50), matvec=lambda v, s=s: s * d * v, dtype=float) for s in (1.0, 2.0)]
+    operators = [HostOperator(matrix) for matrix in matrices]
+    for scale, operator in zip((1.0, 2.0), operators, strict=True):
+        assert np.array_equal(product(operator, V), scale * (d[:, None] * V))
     assert len(traces) == 1
-    gone = weakref.ref(matrix)
-    del matrix
+    gone = weakref.ref(matrices[0])
+    del matrices, operators, operator
     gc.collect()
     assert gone() is None
 
