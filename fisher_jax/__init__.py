@@ -40,6 +40,7 @@ from fisher_jax.moments import moments as moments
 from fisher_jax.operators import FunctionOperator as FunctionOperator
 from fisher_jax.operators import LinearOperator as LinearOperator
 from fisher_jax.operators import MatrixOperator as MatrixOperator
+from fisher_jax.operators import SparseOperator as SparseOperator
 from fisher_jax.plan import plan as plan
 from fisher_jax.report import summarize as summarize
 from fisher_jax.results import EigenResult as EigenResult
@@ -60,6 +61,7 @@ from fisher_jax.solvers import Progress as Progress
 from fisher_jax.solvers import Randomized as Randomized
 from fisher_jax.solvers import Sketch as Sketch
 from fisher_jax.solvers import eigsh as eigsh
+from fisher_jax.solvers import scipy_eigsh as scipy_eigsh
 from fisher_jax.spectrum import spectrum as spectrum
 from fisher_jax.traces import ExactTrace as ExactTrace
 from fisher_jax.traces import Hutchinson as Hutchinson

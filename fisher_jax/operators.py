@@ -1,5 +1,8 @@
 """Symmetric linear operators: a size, a dtype and a product. Solvers see nothing else."""
 
+import itertools
+import sys
+import weakref
 from typing import Any
 
 import jax
@@ -22,8 +25,8 @@ class LinearOperator:
     # For M = Aᵀ A the operator A Aᵀ, which has the same nonzero eigenvalues; None without a factor.
     dual: Any = None
 
-    # Columns that a product likes to have at a time.
-    columns: int = 1
+    # Vectors that a product likes to have at a time.
+    width: int = 1
 
     @property
     def size(self) -> int:
@@ -48,6 +51,10 @@ class LinearOperator:
     def __matmul__(self, V: Any) -> Array:
         """`M @ v` for `v` of shape `(size,)` or `(size, k)`."""
         return product(self, V, self.size, apply)
+
+    def __neg__(self) -> "SignedOperator":
+        """`−M`: its largest eigenvalues are the smallest of M."""
+        return SignedOperator(self, jnp.asarray(-1, self.dtype))
 
     def dense(self) -> Array:
         """The explicit matrix `(size, size)`, for small problems."""
@@ -123,10 +130,11 @@ class MatrixOperator(LinearOperator):
     matrix: Array
 
     def __init__(self, matrix: Any):
-        matrix = jnp.asarray(matrix)
+        matrix = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise _checks.fail("MatrixOperator", f"matrix has shape {matrix.shape}", "give a square matrix")
         _check_dtype("MatrixOperator", matrix.dtype)
+        matrix = jnp.asarray(matrix)
         if not _checks.traced(matrix) and matrix.size:
             scale = float(jnp.max(jnp.abs(matrix)))
             skew = float(jnp.max(jnp.abs(matrix - matrix.T)))
@@ -184,8 +192,8 @@ class ReducedOperator(LinearOperator):
         return self.operator.psd
 
     @property
-    def columns(self) -> int:  # type: ignore[override]
-        return self.operator.columns
+    def width(self) -> int:  # type: ignore[override]
+        return self.operator.width
 
     @property
     def size(self) -> int:
@@ -206,6 +214,140 @@ class ReducedOperator(LinearOperator):
     def from_dual(self, U: Array) -> Array:
         with jax.default_matmul_precision(self.precision):
             return self.operator.from_dual(U)
+
+
+@record
+class SignedOperator(LinearOperator):
+    """`M` or `−M`: one compiled program for both ends of a spectrum."""
+
+    operator: LinearOperator
+    sign: Array  # () 1 or −1
+
+    @property
+    def size(self) -> int:
+        return self.operator.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.operator.dtype
+
+    def matmat(self, V: Array) -> Array:
+        return self.operator.matmat(V) * self.sign
+
+    def dense(self) -> Array:
+        return self.operator.dense() * self.sign
+
+    def trace(self) -> Array:
+        return self.operator.trace() * self.sign
+
+
+@record
+class SparseOperator(LinearOperator):
+    """A sparse symmetric matrix as an operator: the entries, sorted by rows, on the device.
+
+    Args:
+        matrix: SciPy sparse matrix or array of any format, or JAX `BCOO`.
+
+    Raises:
+        ArgumentError: the matrix is not square, not finite or not symmetric to rounding; `BCOO` inside jit.
+    """
+
+    entries: Array  # (stored,)
+    rows: Array  # (stored,) ascending
+    columns: Array  # (stored,)
+    length: int = static()
+
+    def __init__(self, matrix: Any):
+        import scipy.sparse
+
+        where = "SparseOperator"
+        if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise _checks.fail(where, f"matrix has shape {matrix.shape}", "give a square matrix")
+        _check_dtype(where, matrix.dtype)
+        if not scipy.sparse.issparse(matrix):
+            if _checks.traced(matrix):
+                raise _checks.fail(where, "matrix is traced", "make the operator outside jit; it can be an argument")
+            entries, indices = np.asarray(matrix.data), np.asarray(matrix.indices)
+            # Those that pad a BCOO point past the end.
+            kept = (indices < matrix.shape[0]).all(axis=1)
+            matrix = scipy.sparse.coo_array((entries[kept], tuple(indices[kept].T)), matrix.shape)
+        # The rows come out sorted, and what is stored twice for one place is added up.
+        matrix = scipy.sparse.coo_array(scipy.sparse.csr_array(matrix))
+        _checks.finite(where, "matrix", matrix.data, "give a matrix without NaN")
+        scale, skew = (np.max(np.abs(a.data), initial=0) for a in (matrix, matrix - matrix.T))
+        if skew > 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
+            raise _checks.fail(where, f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
+        object.__setattr__(self, "entries", jnp.asarray(matrix.data))
+        object.__setattr__(self, "rows", jnp.asarray(matrix.row, jnp.int32))
+        object.__setattr__(self, "columns", jnp.asarray(matrix.col, jnp.int32))
+        object.__setattr__(self, "length", matrix.shape[0])
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    @property
+    def dtype(self) -> Any:
+        return self.entries.dtype
+
+    def matmat(self, V: Array) -> Array:
+        # Half the time of BCOO, which does not know that its rows are sorted.
+        return jax.ops.segment_sum(self.entries[:, None] * V[self.columns], self.rows, self.length, indices_are_sorted=True)
+
+
+# SciPy operators by number, while they exist. A compiled program holds the number as an argument: all operators of one size
+# share it, and it keeps none of them alive.
+_ON_HOST: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+@record
+class HostOperator(LinearOperator):
+    """A SciPy `LinearOperator`: each product goes through the host, which is slow, and on accelerators very slow.
+
+    Raises:
+        ArgumentError: the operator is not square.
+    """
+
+    number: Array  # () of the operator in _ON_HOST
+    length: int = static()
+    kind: str = static()
+
+    def __init__(self, operator: Any):
+        if operator.shape[0] != operator.shape[1]:
+            raise _checks.fail("HostOperator", f"operator has shape {operator.shape}", "give a square operator")
+        _check_dtype("HostOperator", operator.dtype)
+        number = next(_NUMBERS)
+        _ON_HOST[number] = operator
+        # Not a field: no part of what JAX sees.
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "number", jnp.asarray(number, jnp.int32))
+        object.__setattr__(self, "length", operator.shape[0])
+        object.__setattr__(self, "kind", jax.dtypes.canonicalize_dtype(operator.dtype).name)
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.kind)
+
+    def matmat(self, V: Array) -> Array:
+        # As bits: the callback may run in a thread without x64, where JAX would round float64.
+        bits = jax.lax.bitcast_convert_type(V, jnp.uint32)
+        like = jax.ShapeDtypeStruct(bits.shape, bits.dtype)
+        image = jax.pure_callback(_multiply_on_host, like, self.number, bits, vmap_method="sequential")
+        return jax.lax.bitcast_convert_type(image, V.dtype)
+
+
+def _multiply_on_host(number: Any, bits: Any) -> np.ndarray:
+    bits = np.ascontiguousarray(bits)
+    V = bits.view(np.float32) if bits.ndim == 2 else bits.view(np.float64)[..., 0]
+    operator = _ON_HOST[int(number)]
+    # Vector by vector: that is all SciPy's own solvers ask of an operator.
+    image = np.stack([np.asarray(operator.matvec(v), V.dtype) for v in V.T], axis=1)
+    return image.view(np.uint32).reshape(bits.shape)
 
 
 @record
@@ -247,17 +389,32 @@ class FunctionOperator(LinearOperator):
 
 
 def as_operator(where: str, matrix: Any) -> LinearOperator:
-    """`matrix` as a `LinearOperator`: one already, or a square array (NumPy, JAX) or JAX sparse matrix, symmetric.
+    """`matrix` as a `LinearOperator`: one already, or something symmetric that stands for a matrix.
+
+    Args:
+        where: who asks, for the message.
+        matrix: `LinearOperator`; square array (NumPy, JAX); sparse matrix (SciPy, JAX `BCOO`); SciPy `LinearOperator`, whose
+            products go through the host.
 
     Raises:
-        ArgumentError: none of these.
+        ArgumentError: none of these; complex, integer or half-precision entries.
     """
     if isinstance(matrix, LinearOperator):
         return matrix
     if isinstance(matrix, (jax.Array, np.ndarray)):
         return MatrixOperator(matrix)
+    if _is(matrix, "scipy.sparse", "sparray", "spmatrix") or _is(matrix, "jax.experimental.sparse", "BCOO"):
+        return SparseOperator(matrix)
+    if _is(matrix, "scipy.sparse.linalg", "LinearOperator"):
+        return HostOperator(matrix)
     raise _checks.fail(
         where,
         f"operator is a {type(matrix).__name__}",
-        "give fj.fisher(...), a symmetric array, or fj.FunctionOperator(f, size) for a function",
+        "give fj.fisher(...), a symmetric array or sparse matrix, or fj.FunctionOperator(f, size) for a function",
     )
+
+
+def _is(value: Any, module: str, *names: str) -> bool:
+    """Is `value` of a class of a module that may not be loaded? It can only be if the module is."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, tuple(getattr(loaded, name) for name in names))

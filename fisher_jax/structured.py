@@ -75,7 +75,7 @@ class StructuredOperator(LinearOperator):
     primal: bool = static()
 
     psd = True
-    columns = 8
+    width = 8
 
     @property
     def size(self) -> int:

@@ -80,3 +80,17 @@ def relative(a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     order = 2 if b.ndim == 2 else None
     return np.linalg.norm(a - b, order) / np.linalg.norm(b, order)
+
+
+def accepted(multiply, values, vectors, truth, tol, dtype):
+    """PRIMME's rule for k returned pairs: |Δλ| <= tol‖A‖ and ‖A v − λ v‖ <= (tol + eps) √k ‖A‖, residuals in float64.
+
+    `multiply`: product with the matrix in float64; `truth`: the eigenvalues that were asked for, in the same order.
+    """
+    V, w, truth = (np.asarray(a, np.float64) for a in (vectors, values, truth))
+    assert w.shape == truth.shape and V.shape[1:] == w.shape and np.isfinite(V).all()
+    norm = max(np.abs(truth).max(), np.finfo(float).tiny)
+    assert np.abs(w - truth).max() <= tol * norm, (w, truth)
+    residuals = np.linalg.norm(multiply(V) - V * w, axis=0)
+    assert residuals.max() <= (tol + eps(dtype)) * np.sqrt(w.size) * norm, residuals / norm
+    np.testing.assert_allclose(V.T @ V, np.eye(w.size), atol=tol * w.size)

@@ -8,4 +8,5 @@ from fisher_jax.solvers.gram import Gram as Gram
 from fisher_jax.solvers.lanczos import Lanczos as Lanczos
 from fisher_jax.solvers.nystrom import Nystrom as Nystrom
 from fisher_jax.solvers.randomized import Randomized as Randomized
+from fisher_jax.solvers.scipy_api import scipy_eigsh as scipy_eigsh
 from fisher_jax.solvers.sketch import Sketch as Sketch

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fisher_jax import _checks
-from fisher_jax.operators import FunctionOperator, apply, as_operator
+from fisher_jax.operators import FunctionOperator, LinearOperator, apply, as_operator
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
@@ -31,7 +31,8 @@ def eigsh(
     """The k largest eigenvalues of a symmetric operator, with eigenvectors, true residuals and error bounds.
 
     Args:
-        operator: any `LinearOperator`: a Fisher operator, `fj.FunctionOperator(f, n)`; or a symmetric array.
+        operator: any `LinearOperator`: a Fisher operator, `fj.FunctionOperator(f, n)`; or a symmetric array (NumPy, JAX),
+            sparse matrix (SciPy, JAX `BCOO`) or SciPy `LinearOperator`. The largest of `-M` are the smallest of M.
         k: how many, 1 <= k <= size; with `above`, the most that may be returned.
         method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`, `fj.Randomized(...)`, `fj.Nystrom(...)`.
         above: return every eigenvalue above this number, and search until none can have been missed.
@@ -52,8 +53,7 @@ def eigsh(
         raise _checks.fail("eigsh", f"k={k} exceeds size {operator.size}", f"give k <= {operator.size}")
     if not isinstance(key, jax.Array) or (jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape):
         raise _checks.fail("eigsh", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
-    if isinstance(operator, FunctionOperator):
-        _check_function(operator)
+    check_function("eigsh", operator)
     if not hasattr(method, "solve"):
         raise _checks.fail(
             "eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...), fj.Gram() or fj.Dense()"
@@ -64,18 +64,20 @@ def eigsh(
     return result
 
 
-def _check_function(operator: FunctionOperator) -> None:
-    """The product must map columns to columns; said here rather than deep inside a loop."""
+def check_function(where: str, operator: LinearOperator) -> None:
+    """A product given as a function must map columns to columns; said here rather than deep inside a loop."""
+    if not isinstance(operator, FunctionOperator):
+        return
     columns = jax.ShapeDtypeStruct((operator.size, 1), operator.dtype)
     try:
         image = jax.eval_shape(apply, operator, columns)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise _checks.fail(
-            "eigsh", f"function rejects columns of shape {columns.shape} ({reason})", "map (n, k) to (n, k)"
+            where, f"function rejects columns of shape {columns.shape} ({reason})", "map (n, k) to (n, k)"
         ) from error
     if image.shape != columns.shape:
-        raise _checks.fail("eigsh", f"function maps {columns.shape} to {image.shape}", "map (n, k) to (n, k)")
+        raise _checks.fail(where, f"function maps {columns.shape} to {image.shape}", "map (n, k) to (n, k)")
 
 
 def _warn(result: EigenResult, above: float | None) -> None:

@@ -58,7 +58,7 @@ def smaller_side(operator: LinearOperator) -> LinearOperator:
 
 def lift(operator: LinearOperator, rows: Array) -> Array:
     """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
-    return _normalized(apply_rows(operator, rows, min(operator.columns, rows.shape[0]), from_dual))
+    return _normalized(apply_rows(operator, rows, min(operator.width, rows.shape[0]), from_dual))
 
 
 @linalg.precise_jit
