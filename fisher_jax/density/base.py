@@ -18,6 +18,7 @@ Matrices, Moments and Quadrature, 2010, chapters 2 and 6; Akhiezer, The Classica
 interval for functions other than counts: derived, and checked over seeds.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,9 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 # A normal density is zero beyond so many widths.
 REACH = 5.0
+# Probability left out on each side. Half of what the confidence leaves is 0.025; the rest is for what is approximate: [a, b]
+# are the values seen, and tails of functions between them cross somewhere.
+TAIL = 0.01
 # No kernel is narrower than this part of the range.
 FINEST = 200
 
@@ -80,64 +84,79 @@ class Density:
         """How many eigenvalues of the bulk are above rounding, estimated: what ρ is the density of."""
         return self.dimension * float(_host(self.weights)[self._resolved("linear")].sum())
 
-    def width(self, axis: str = "linear") -> float:
-        """Standard deviation of the kernel that fits the data: the median distance of neighbouring nodes of a probe.
-
-        Args:
-            axis: "linear", in units of λ, or "log", in units of ln λ.
-        """
-        place, kept = self._places(axis), self._resolved(axis)
-        if not kept.any():
-            return 1.0
-        # A space that closed has told its eigenvalues: their distance is no resolution.
-        open_ = np.ones(len(place), bool) if self.coupling is None else (_host(self.coupling) > 0).all(axis=1)
-        gaps = [np.diff(np.sort(row[mask])) for row, mask in zip(place[open_], kept[open_], strict=True)]
-        reach = float(np.ptp(place[kept])) or float(np.abs(place[kept]).max()) or 1.0
-        return max(float(np.median(np.concatenate(gaps))) if open_.any() else 0.0, reach / FINEST)
-
-    def grid(self, axis: str = "linear", points: int = 400, width: float | None = None) -> np.ndarray:
+    def grid(self, axis: str = "linear", points: int = 400) -> np.ndarray:
         """Values of λ `(points,)` that cover ρ, evenly spaced on the axis."""
-        place, kept = self._places(axis), self._resolved(axis)
+        place, kept, widths = self._places(axis), self._resolved(axis), self._widths(axis)
         if not kept.any():
             raise _checks.fail("density", f"no eigenvalue above rounding {self.floor:.1e}", "nothing can be drawn")
-        margin = REACH * (self.width(axis) if width is None else _checks.positive("density", "width", width))
-        line = np.linspace(place[kept].min() - margin, place[kept].max() + margin, points)
+        low, high = (place - REACH * widths)[kept].min(), (place + REACH * widths)[kept].max()
+        line = np.linspace(low, high, points)
         return np.exp(line) if axis == "log" else line
 
     def __call__(self, values: Any, *, axis: str = "linear", width: float | None = None) -> np.ndarray:
         """ρ at `values` `(g,)`: of the resolved bulk, per unit of λ or, on the axis "log", of ln λ; the integral is one.
 
         Args:
-            axis: "linear" or "log". width: standard deviation of the Gaussian kernel on that axis; else `self.width(axis)`.
+            axis: "linear" or "log".
+            width: standard deviation of the Gaussian kernel on that axis. Unless given, each node has its own: as far as its
+                residual says that it may be from an eigenvalue, at most the distance to its neighbours.
         """
-        kernel, weights = self._kernel(values, axis, width)
+        kernel, weights, _ = self._kernel(values, axis, width)
         return kernel @ weights
 
     def band(self, values: Any, *, axis: str = "linear", width: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) end of the interval for ρ at each of `values`, for the randomness of the probes.
 
-        Of the smoothed density: what the steps leave open below the width of the kernel is not in it.
+        Of the smoothed density: what the steps leave open below the width of the kernel is not in it. Exact for a given
+        width; else as if each node had the mean width of those near.
         """
-        kernel, weights = self._kernel(values, axis, width)
+        kernel, weights, widths = self._kernel(values, axis, width)
         share = self.bulk / max(self.dimension, 1)
         # A kernel's values lie between zero and its peak; shares are of the whole bulk, ρ is of the resolved part.
-        peak = 1 / (np.sqrt(2 * np.pi) * (self.width(axis) if width is None else width))
-        part = kernel @ weights / peak * share
+        rho = kernel @ weights
+        mean = np.where(rho > 0, kernel @ (weights * widths) / np.where(rho > 0, rho, 1), np.median(widths))
+        peak = 1 / (np.sqrt(2 * np.pi) * mean)
+        part = rho / peak * share
         low, high = _proportion(part, part, self.dimension, self.weights.shape[0])
         return low * peak / share, high * peak / share
 
-    def _kernel(self, values: Any, axis: str, width: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel of each value and each resolved node `(g, nodes)`, weights of these that sum to one."""
-        width = self.width(axis) if width is None else _checks.positive("density", "width", width)
+    def _kernel(self, values: Any, axis: str, width: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Kernel of each value and each resolved node `(g, nodes)`, weights of these that sum to one, their widths."""
         kept = self._resolved(axis)
         weights = _host(self.weights)[kept]
         values = np.asarray(values, np.float64).reshape(-1)
         if axis == "log" and not (values > 0).all():
             raise _checks.fail("density", "values has entries <= 0 on the axis 'log'", "give values > 0 or axis='linear'")
+        if width is None:
+            widths = self._widths(axis)[kept]
+        else:
+            widths = np.full(weights.shape, _checks.positive("density", "width", width))
         line = np.log(values) if axis == "log" else values
-        away = (line[:, None] - self._places(axis)[kept][None, :]) / width
-        kernel = np.exp(-0.5 * away**2) / (np.sqrt(2 * np.pi) * width)
-        return kernel, weights / max(weights.sum(), np.finfo(np.float64).tiny)
+        away = (line[:, None] - self._places(axis)[kept][None, :]) / widths
+        kernel = np.exp(-0.5 * away**2) / (np.sqrt(2 * np.pi) * widths)
+        return kernel, weights / max(weights.sum(), np.finfo(np.float64).tiny), widths
+
+    def _widths(self, axis: str) -> np.ndarray:
+        """How wide a kernel each node deserves on the axis `(probes, m)`."""
+        place, kept, nodes = self._places(axis), self._resolved(axis), _host(self.nodes)
+        reach = float(np.ptp(place[kept])) if kept.any() else 0.0
+        finest = (reach or float(np.abs(place).max()) or 1.0) / FINEST
+        widths = np.full(place.shape, finest)
+        for p in range(len(place)):
+            index = np.flatnonzero(kept[p])
+            index = index[np.argsort(place[p, index])]
+            gaps = np.diff(place[p, index])
+            if gaps.size:
+                widths[p, index] = np.maximum(np.append(gaps, gaps[-1]), np.append(gaps[0], gaps))
+            if self.diagonal is not None and self.coupling is not None:
+                rule = closed(_host(self.diagonal)[p], _host(self.coupling)[p])
+                values, vectors = scipy.linalg.eigh_tridiagonal(rule[0], rule[1][:-1])
+                residuals = np.zeros(place.shape[1])
+                residuals[: values.size] = rule[1][-1] * np.abs(vectors[-1])
+                if axis == "log":
+                    residuals = residuals / np.where(nodes[p] > 0, nodes[p], 1)
+                widths[p] = np.minimum(widths[p], residuals)
+        return np.maximum(widths, finest)
 
     def _places(self, axis: str) -> np.ndarray:
         """The nodes on the axis."""
@@ -205,7 +224,8 @@ class Density:
         """
         nodes, weights = _host(self.nodes), _host(self.weights)
         R = float(np.sum(weights * np.where(weights > 0, np.asarray(function(nodes), np.float64), 0)))
-        return self._estimate("integral, steps not bounded", function, R, R, None)
+        e = self._estimate("integral", function, R, R, None)
+        return dataclasses.replace(e, method=f"{e.method}; what the steps leave open is not in the interval")
 
     def _bernstein(self, name: str, f: Function, slope: Function) -> Estimate:
         """f whose odd derivatives are positive and even ones negative: Gauss lies above, Radau with a node at 0 below.
@@ -286,7 +306,13 @@ class Density:
         low, high = (min(max(r, a), b) for r in (low, high))
         middle = (low + high) / 2
         lower, upper = low, high
-        if b > a:
+        if a < 0 < b:
+            # Two functions of one sign, each with half the doubt: most eigenvalues lie at zero, far from both ends.
+            for sign, most in ((1, b), (-1, -a)):
+                R = min(1.0, float(weights[used] @ np.maximum(sign * images[:-2], 0)) / most)
+                short, over = (most * abs(float(x) - R) for x in _proportion(np.array(R), np.array(R), d, probes, 2))
+                lower, upper = lower - (short if sign > 0 else over), upper + (over if sign > 0 else short)
+        elif b > a:
             part = _proportion(np.array((low - a) / (b - a)), np.array((high - a) / (b - a)), d, probes)
             lower, upper = (a + (b - a) * float(x) for x in part)
         spread = float(weights[used] @ images[:-2] ** 2) - float(weights[used] @ images[:-2]) ** 2
@@ -300,7 +326,7 @@ class Density:
             standard_error=error,
             products=self.products,
             confidence=CONFIDENCE,
-            method=f"{name} by {self.method}",
+            method=self.method,
         )
 
     def _known(self, f: Function) -> tuple[float, float, float]:
@@ -378,15 +404,17 @@ def _radau(diagonal: np.ndarray, coupling: np.ndarray, node: float) -> tuple[np.
 # --- what few probes leave open ---------------------------------------------------------------------------------------
 
 
-def _proportion(low: np.ndarray, high: np.ndarray, dimension: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
+def _proportion(
+    low: np.ndarray, high: np.ndarray, dimension: int, probes: int, claims: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Interval for the mean over `dimension` eigenvalues of a function with values in [0, 1].
 
-    Solves `P(Beta(m c/2, m (d − c)/2) <= R) = 1 − α/2` and `= α/2` for c by bisection: decreasing in c.
+    Solves `P(Beta(m c/2, m (d − c)/2) <= R) = 1 − TAIL` and `= TAIL` for c by bisection: decreasing in c.
 
     Args:
-        low, high: `(g,)` bounds of the pooled ratio R.
+        low, high: `(g,)` bounds of the pooled ratio R. claims: how many such intervals hold together.
     """
-    alpha = 1 - CONFIDENCE
+    tail = TAIL / claims
 
     def solve(R: np.ndarray, probability: float) -> np.ndarray:
         below, above = np.zeros(R.shape), np.ones(R.shape)
@@ -399,4 +427,4 @@ def _proportion(low: np.ndarray, high: np.ndarray, dimension: int, probes: int) 
 
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
     # Less than one eigenvalue's worth: the middle of so skewed a distribution is not its mean.
-    return np.minimum(solve(low, 1 - alpha / 2), low), np.maximum(solve(high, alpha / 2), high)
+    return np.minimum(solve(low, 1 - tail), low), np.maximum(solve(high, tail), high)
