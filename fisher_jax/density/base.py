@@ -99,7 +99,7 @@ class Density:
         Args:
             axis: "linear" or "log".
             width: standard deviation of the Gaussian kernel on that axis. Unless given, each node has its own: as far as its
-                residual says that it may be from an eigenvalue, at most the distance to its neighbours.
+                residual says that it may be from an eigenvalue, at most the mean distance to its neighbours.
         """
         kernel, weights, _ = self._kernel(values, axis, width)
         return kernel @ weights
@@ -139,15 +139,17 @@ class Density:
     def _widths(self, axis: str) -> np.ndarray:
         """How wide a kernel each node deserves on the axis `(probes, m)`."""
         place, kept, nodes = self._places(axis), self._resolved(axis), _host(self.nodes)
-        reach = float(np.ptp(place[kept])) if kept.any() else 0.0
-        finest = (reach or float(np.abs(place).max()) or 1.0) / FINEST
+        reach, largest = (float(np.ptp(place[kept])), float(np.abs(nodes[kept]).max())) if kept.any() else (0.0, 1.0)
+        if reach <= FINEST * self._blur / (largest if axis == "log" else 1):  # one eigenvalue, to rounding
+            reach = 1.0 if axis == "log" else largest
+        finest = reach / FINEST
         widths = np.full(place.shape, finest)
         for p in range(len(place)):
             index = np.flatnonzero(kept[p])
             index = index[np.argsort(place[p, index])]
             gaps = np.diff(place[p, index])
             if gaps.size:
-                widths[p, index] = np.maximum(np.append(gaps, gaps[-1]), np.append(gaps[0], gaps))
+                widths[p, index] = (np.append(gaps, gaps[-1]) + np.append(gaps[0], gaps)) / 2
             if self.diagonal is not None and self.coupling is not None:
                 rule = closed(_host(self.diagonal)[p], _host(self.coupling)[p])
                 values, vectors = scipy.linalg.eigh_tridiagonal(rule[0], rule[1][:-1])
@@ -284,7 +286,8 @@ class Density:
         nodes, weights = _host(self.nodes), _host(self.weights)
         probes, d = weights.shape[0], self.dimension
         used = weights > 0
-        line = np.append(nodes[used], self.ends)
+        count = int(used.sum())
+        line = np.concatenate([nodes[used], self.ends, [0.0] if self.ends[0] < 0 < self.ends[1] else []])
         with np.errstate(divide="ignore", invalid="ignore"):
             images = np.asarray(f(line), np.float64)
             zero = float(np.asarray(f(np.zeros(1)), np.float64)[0]) if self.zeros > self.hidden else 0.0
@@ -300,7 +303,7 @@ class Density:
             largest = max(float(np.abs(line).max()), float(np.abs(_host(self.atoms)).max(initial=0.0)))
             relative = self.floor / largest if largest else 0.0
             norm = max(0.0, self._pooled(_host(self.moments)[:, 1])) ** 0.5
-            rounding = d * relative * norm * float(weights[used] @ steepness[:-2] ** 2) ** 0.5
+            rounding = d * relative * norm * float(weights[used] @ steepness[:count] ** 2) ** 0.5
             if not exact_rule:
                 rounding += self.leak * float(np.abs(steepness).max())
         low, high = (min(max(r, a), b) for r in (low, high))
@@ -309,13 +312,13 @@ class Density:
         if a < 0 < b:
             # Two functions of one sign, each with half the doubt: most eigenvalues lie at zero, far from both ends.
             for sign, most in ((1, b), (-1, -a)):
-                R = min(1.0, float(weights[used] @ np.maximum(sign * images[:-2], 0)) / most)
+                R = min(1.0, float(weights[used] @ np.maximum(sign * images[:count], 0)) / most)
                 short, over = (most * abs(float(x) - R) for x in _proportion(np.array(R), np.array(R), d, probes, 2))
                 lower, upper = lower - (short if sign > 0 else over), upper + (over if sign > 0 else short)
         elif b > a:
             part = _proportion(np.array((low - a) / (b - a)), np.array((high - a) / (b - a)), d, probes)
             lower, upper = (a + (b - a) * float(x) for x in part)
-        spread = float(weights[used] @ images[:-2] ** 2) - float(weights[used] @ images[:-2]) ** 2
+        spread = float(weights[used] @ images[:count] ** 2) - float(weights[used] @ images[:count]) ** 2
         error = d * (2 * max(spread, 0.0) / (probes * d + 2)) ** 0.5 if b > a else 0.0
         rest, rest_low, rest_high = self._known(f)
         rest, rest_low, rest_high = (x + zero * (self.zeros - self.hidden) for x in (rest, rest_low, rest_high))

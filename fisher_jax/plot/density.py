@@ -49,7 +49,8 @@ def _density(panel: Any, result: Density, axis: str, exact: Spectrum | None, the
         grid = np.linspace(0, grid[-1], grid.size)
     scale = result.bulk * unit
     rho, (low, high) = result(grid, axis=axis) * scale, (a * scale for a in result.band(grid, axis=axis))
-    least = 0.3 / (np.log10(grid[-1] / grid[0]) if axis == "log" else grid[-1] - grid[0])
+    # Less than one eigenvalue on the whole axis is none.
+    least = 1 / (np.log10(grid[-1] / grid[0]) if axis == "log" else grid[-1] - grid[0])
     if exact is not None:
         values = np.asarray(exact.values, np.float64)
         _histogram(panel, values, axis, unit, {"fill": True, "color": QUIET, "alpha": 0.3}, "exact spectrum")
@@ -69,6 +70,7 @@ def _density(panel: Any, result: Density, axis: str, exact: Spectrum | None, the
     panel.set_ylim(least, 3 * float(rho.max()))
     if axis == "log":
         panel.set_xscale("log")
+        panel.set_xlim(grid[rho > least].min(), 1.5 * max(grid[rho > least].max(), atoms.max(initial=0.0)))
     panel.grid(True, which="major", color="#e6e8eb", lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 
