@@ -40,4 +40,4 @@ notebooks: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache fisher_spectrum fisher_training fisher_comparison fisher_atlas
+	rm -rf .venv .pytest_cache .ruff_cache fisher_spectrum fisher_density fisher_training fisher_comparison fisher_atlas

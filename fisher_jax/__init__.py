@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax._checks import ArgumentError as ArgumentError
 from fisher_jax._record import record as record
 from fisher_jax._record import static as static
+from fisher_jax.density import KPM as KPM
+from fisher_jax.density import SLQ as SLQ
+from fisher_jax.density import Density as Density
+from fisher_jax.density import density as density
 from fisher_jax.estimates import Estimate as Estimate
 from fisher_jax.findings import ClassErrors as ClassErrors
 from fisher_jax.findings import Generalization as Generalization

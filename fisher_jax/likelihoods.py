@@ -33,6 +33,10 @@ class Likelihood:
         """The product `B u`; `u` and the result have the structure and shapes of the outputs `f`."""
         return jax.tree.map(self._factor, f, u)
 
+    def null(self, f: Any) -> Any:
+        """Unit vectors along the last axis that B maps to zero, in the structure and shapes of `f`; zeros if none."""
+        return jax.tree.map(self._null, f)
+
     def score(self, f: Any, y: Any) -> Any:
         """Gradient of the log-likelihood in the outputs, structure and shapes of `f`."""
         return jax.tree.map(self._score, f, y)
@@ -62,6 +66,9 @@ class Likelihood:
 
     def _factor(self, f: Array, u: Array) -> Array:
         raise NotImplementedError
+
+    def _null(self, f: Array) -> Array:
+        return jnp.zeros_like(f)
 
     def _sample(self, key: Array, f: Array) -> Array:
         raise NotImplementedError
@@ -116,6 +123,9 @@ class Categorical(Likelihood):
         root_u = jnp.sqrt(p) * u
         rest = (root_u - p * jnp.sum(root_u, axis=-1, keepdims=True)) * (1 - top)
         return rest - top * jnp.sum(rest, axis=-1, keepdims=True)
+
+    def _null(self, f: Array) -> Array:
+        return jnp.sqrt(jax.nn.softmax(f, axis=-1))
 
     def _sample(self, key: Array, f: Array) -> Array:
         return jax.random.categorical(key, f, axis=-1)

@@ -131,6 +131,27 @@ class Spectrum:
         """(Σλ)² / Σλ²: how many equal eigenvalues would have the same two moments."""
         return (self.trace / self.frobenius) ** 2 if self.frobenius else float("nan")
 
+    def count_above(self, above: float) -> int:
+        """How many eigenvalues exceed `above`, which must not be below rounding."""
+        if not above >= self.floor:
+            raise _checks.fail(
+                "Spectrum.count_above",
+                f"above={above!r} is below rounding {self.floor:.2g}",
+                f"give above >= {self.floor:.2g}",
+            )
+        return int(np.count_nonzero(np.asarray(self.values) > above))
+
+    def logdet(self, damping: float) -> float:
+        """`log det(1 + F/δ) = Σ log(1 + λ/δ)` with the damping δ > 0; what is below rounding counts as zero."""
+        delta = _checks.positive("Spectrum.logdet", "damping", damping)
+        return float(np.log1p(np.asarray(self.values, np.float64) / delta).sum())
+
+    def effective_dimension(self, damping: float) -> float:
+        """`Σ λ/(λ + δ)` with the damping δ > 0; what is below rounding counts as zero."""
+        delta = _checks.positive("Spectrum.effective_dimension", "damping", damping)
+        values = np.asarray(self.values, np.float64)
+        return float((values / (values + delta)).sum())
+
     def __repr__(self) -> str:
         largest, single = self.lambda_max, self.values.dtype.itemsize < 8
         rows = [

@@ -164,6 +164,37 @@ def test_kinds_and_thresholds(capsys, tmp_path):
     assert code == 0 and 0 < len(values) < 30 and min(values) > 5
 
 
+def test_density_with_its_outliers_and_numbers(capsys, tmp_path):
+    arguments = ["density", "--quiet", "--samples", "60", "-o", "depth=1", "--out", str(tmp_path)]
+    code, out, err = run(capsys, *arguments, "--above", "1", "--damping", "0.1", "--steps", "30", "--probes", "4")
+    assert code == 0, err
+    assert sorted(os.listdir(tmp_path)) == ["density.json", "density.npz", "density.png"]
+    found, record = fj.load(tmp_path / "density.npz"), json.loads((tmp_path / "density.json").read_text())
+    # The exact spectrum of the same network, from the seed.
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, _ = fj.data.load("digits", samples=60)
+    model = fj.models.build("resmlp", inputs=64, outputs=10, depth=1, key=keys[0])
+    exact = fj.spectrum(fj.fisher(model, x, fj.Categorical()))
+    np.testing.assert_allclose(record["outliers"], exact.values[:9], rtol=1e-4)
+    assert record["zeros"] == exact.zeros and found.atoms.size == 9
+    truth = {
+        "trace": exact.trace,
+        "frobenius": exact.frobenius,
+        "eigenvalues above 1": exact.count_above(1.0),
+        "log det(1 + F/0.1)": exact.logdet(0.1),
+        "effective dimension at 0.1": exact.effective_dimension(0.1),
+    }
+    for name, number in record["estimates"].items():
+        assert number["lower"] <= truth.pop(name) <= number["upper"], name
+        assert name in ("trace", "frobenius") or name in out
+    assert not truth and "exact zeros" in out and record["settings"]["steps"] == 30
+    assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run(capsys, *arguments, "--method", "kpm", "--steps", "20", "--outliers", "0", "--likelihood", "gaussian")
+    assert code == 0 and "KPM(degree=40, probes=8)" in out and fj.load(tmp_path / "density.npz").atoms.size == 0
+    code, _, err = run(capsys, *arguments, "--method", "kpm", "--outliers", "0", "--above", "1")
+    assert code == 2 and "nothing bounds the integrals of KPM" in err and "--method slq" not in err
+
+
 @pytest.mark.parametrize("kind", ["npz", "orbax"])
 def test_checkpoints(capsys, tmp_path, kind):
     model = fj.models.build("resmlp", inputs=64, outputs=10, depth=1, key=jax.random.key(99))

@@ -1,4 +1,4 @@
-"""The commands `fisher-jax spectrum`, `full`, `plan`, `theory`, `compare`, `atlas`, `train`, `models`, one file each."""
+"""The commands of `fisher-jax`: spectrum, density, full, plan, theory, compare, atlas, train, models; one file each."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fisher_jax._checks import ArgumentError
-from fisher_jax.cli import atlas, compare, full, models, spectrum, theory, train
+from fisher_jax.cli import atlas, compare, density, full, models, spectrum, theory, train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="fisher-jax", description="Eigenvalue spectra of Fisher information matrices, with error bounds.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for command in (spectrum, full, theory, compare, atlas, train, models):
+    for command in (spectrum, density, full, theory, compare, atlas, train, models):
         command.add(commands)
     return top
 

@@ -1,5 +1,6 @@
 """Pictures of spectra. Figures are made without a display and without touching pyplot's state."""
 
+from fisher_jax.plot.density import density as density
 from fisher_jax.plot.findings import class_errors as class_errors
 from fisher_jax.plot.findings import generalization as generalization
 from fisher_jax.plot.findings import learning_rate as learning_rate

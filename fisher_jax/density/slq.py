@@ -1,0 +1,172 @@
+"""Stochastic Lanczos quadrature: a Krylov space for each probe, its tridiagonal matrix is a Gauss rule for the spectrum.
+
+    M Vᵀ = Vᵀ T + β vₘ₊₁ᵀ eₘᵀ,    zᵀ f(M) z / zᵀ z ≈ e₁ᵀ f(T) e₁ = Σⱼ wⱼ f(θⱼ)
+
+exact for polynomials up to degree 2 m − 1. All probes advance together, one block product per step, each in its own space
+with full reorthogonalization: without it, copies of converged nodes split their weight and the bounds are lost. Where a
+space closes (low rank) its rule is the probe's measure itself, and it stops there.
+
+Reference: Golub and Meurant, Matrices, Moments and Quadrature, 2010, chapter 7; Ubaru, Chen and Saad, SIAM J. Matrix Anal.
+Appl. 38(4), 2017; Ghorbani, Krishnan and Xiao, ICML 2019.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from fisher_jax import _checks, linalg
+from fisher_jax.density.base import Density, closed
+from fisher_jax.density.space import Reporter, Space
+from fisher_jax.krylov import BREAKDOWN
+from fisher_jax.operators import require_room
+from fisher_jax.results import provenance
+from fisher_jax.solvers.base import check_symmetry
+from fisher_jax.solvers.lanczos import _Interrupt
+
+Array = jax.Array
+
+# How many times the rounding error of a product u·M v and v·M u may differ by.
+SKEW = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class SLQ:
+    """Stochastic Lanczos quadrature with full reorthogonalization, in the smaller of primal and dual space.
+
+    Args:
+        steps: of Lanczos for each probe: nodes of its rule, and the resolution, range/steps. Memory: probes · (steps + 1)
+            vectors.
+        probes: Gaussian vectors; intervals shrink as their root.
+    """
+
+    steps: int = 80
+    probes: int = 8
+
+    def __post_init__(self) -> None:
+        _checks.integer("SLQ", "steps", self.steps, 1)
+        _checks.integer("SLQ", "probes", self.probes, 1)
+
+    def estimate(self, space: Space, *, key: Array, progress: Reporter | None = None) -> Density:
+        m, n = max(1, min(self.steps, space.dimension)), space.side.size
+        require_room("SLQ", self.probes * (m + 1), n, space.side.dtype)
+        z = space.probes(key, self.probes)
+        # Squared lengths are the probes' shares of the pooled ratio.
+        shares = np.asarray(jnp.sum(z**2, axis=1), np.float64)
+        shares = shares / shares.sum() if space.dimension else np.full(self.probes, 1 / self.probes)
+        state = _begin(z, m)
+        with _Interrupt() as interrupt:
+            done = 0
+            while done < m and not interrupt.asked:
+                state = _extend(state, space.product(state.vectors[:, done]))
+                done += 1
+                if progress is not None:
+                    jax.block_until_ready(state.step)
+                    progress(done, m)
+        if not done:
+            raise KeyboardInterrupt
+        diagonal, coupling = (np.asarray(a, np.float64)[:, :done] for a in (state.diagonal, state.coupling))
+        if not (np.isfinite(diagonal).all() and np.isfinite(coupling).all()):
+            raise _checks.fail(
+                "density", "the operator returned NaN or infinity", "check the weights, the data and the scale"
+            )
+        norm = float(state.norm)
+        check_symmetry(space.side.operator, float(state.skew) / norm if norm else 0.0, SKEW * space.noise)
+        diagonal, coupling = space.unscaled(diagonal), space.unscaled(coupling)
+        nodes, weights, ends = _rules(diagonal, coupling, space.side.psd)
+        largest = max(np.abs(nodes).max(), np.abs(np.asarray(space.atoms, np.float64)).max(initial=0.0))
+        note = {"note": f"interrupted after {done} of {m} steps"} if done < m else {}
+        cast = partial(jnp.asarray, dtype=space.side.dtype)
+        return Density(
+            nodes=cast(nodes),
+            weights=cast(weights * shares[:, None]),
+            moments=cast(np.stack([diagonal[:, 0], diagonal[:, 0] ** 2 + coupling[:, 0] ** 2], axis=1)),
+            diagonal=cast(diagonal),
+            coupling=cast(coupling),
+            atoms=space.atoms,
+            atom_bounds=space.bounds,
+            ends=ends,
+            floor=float(space.noise * largest),
+            leak=space.leak,
+            dimension=space.dimension,
+            hidden=space.hidden,
+            zeros=space.size - space.atoms.size - space.dimension + space.hidden,
+            size=space.size,
+            products=space.spent + done * self.probes,
+            psd=bool(space.side.psd),
+            method=f"SLQ(steps={self.steps}, probes={self.probes}) on the " + ("dual" if space.dual else "operator"),
+            info=provenance(key, space.side.dtype, size=space.size, probed=space.dimension, **note),
+        )
+
+
+class _State(NamedTuple):
+    vectors: Array  # (probes, m + 1, n) rows are orthonormal for each probe; those from `step` + 1 on are zero
+    diagonal: Array  # (probes, m)
+    coupling: Array  # (probes, m)
+    step: Array  # ()
+    norm: Array  # () largest product so far, the scale for breakdown
+    skew: Array  # () largest |u·M v − v·M u| met, zero but for rounding if M is symmetric
+
+
+@partial(linalg.precise_jit, static_argnums=1)
+def _begin(z: Array, m: int) -> _State:
+    lengths = jnp.linalg.norm(z, axis=1, keepdims=True)
+    first = z / jnp.maximum(lengths, jnp.finfo(z.dtype).tiny)
+    zero, table = jnp.zeros((), z.dtype), jnp.zeros((z.shape[0], m), z.dtype)
+    vectors = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
+    return _State(vectors, table, jnp.zeros_like(table), jnp.zeros((), jnp.int32), zero, zero)
+
+
+@partial(linalg.precise_jit, donate_argnums=0)
+def _extend(state: _State, images: Array) -> _State:
+    """Append the part of the products `(probes, n)` of the last vectors that is orthogonal to all before."""
+    V, j = state.vectors, state.step
+    unit = linalg.eps(V.dtype)
+
+    def remove(W: Array) -> tuple[Array, Array]:
+        H = jax.vmap(lambda w, v: linalg.inner(w[None], v)[0])(W, V)
+        return W - jnp.einsum("pm,pmn->pn", H, V), H
+
+    W, H = remove(images)
+    W, again = remove(W)
+    H = H + again
+    # Both sides of T: what comes back from earlier vectors must be the coupling to the last one, and nothing else.
+    place = jnp.arange(V.shape[1], dtype=jnp.int32)[None]
+    before = jnp.pad(state.coupling, ((0, 0), (0, 1)))
+    skew = jnp.max(jnp.where(place < j, jnp.abs(H - jnp.where(place == j - 1, before, 0)), 0))
+    norm = jnp.maximum(state.norm, jnp.max(jnp.linalg.norm(images, axis=1)))
+    lengths = jnp.linalg.norm(W, axis=1, keepdims=True)
+    open_ = lengths > BREAKDOWN * unit * norm
+    Q = jnp.where(open_, W / jnp.where(open_, lengths, 1), 0)
+    # Where little was left, rounding of the products before is not little in it.
+    Q, _ = remove(Q)
+    Q = Q / jnp.where(open_, jnp.linalg.norm(Q, axis=1, keepdims=True), 1)
+    beta = jnp.where(open_, lengths, 0)[:, 0]
+    alpha = jnp.take_along_axis(H, jnp.broadcast_to(j, (H.shape[0], 1)), axis=1)[:, 0]
+    return _State(
+        V.at[:, j + 1].set(Q),
+        state.diagonal.at[:, j].set(alpha),
+        state.coupling.at[:, j].set(beta),
+        j + 1,
+        norm,
+        jnp.maximum(state.skew, skew),
+    )
+
+
+def _rules(diagonal: np.ndarray, coupling: np.ndarray, psd: bool) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Nodes and weights of each probe `(probes, m)`, weight zero past where it closed; the ends of the spectrum."""
+    nodes, weights = np.zeros(diagonal.shape), np.zeros(diagonal.shape)
+    low, high = (np.inf, 0.0), (-np.inf, 0.0)
+    for p in range(len(diagonal)):
+        a, b = closed(diagonal[p], coupling[p])
+        values, vectors = scipy.linalg.eigh_tridiagonal(a, b[:-1])
+        nodes[p, : len(a)], weights[p, : len(a)] = values, vectors[0] ** 2
+        residuals = b[-1] * np.abs(vectors[-1])
+        low = min(low, (float(values[0]), float(residuals[0])))
+        high = max(high, (float(values[-1]), float(residuals[-1])))
+    least = low[0] - low[1]
+    return nodes, weights, (max(0.0, least) if psd else least, high[0] + high[1])
