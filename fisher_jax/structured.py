@@ -101,13 +101,21 @@ class StructuredOperator(LinearOperator):
         return StructuredOperator(Kept(self.kept.factor, layers, direct), self.primal)
 
     def matmat(self, V: Array) -> Array:
-        if self.primal:
-            return self.kept.rmatmat(self.kept.matmat(V))
-        return self.kept.matmat(self.kept.rmatmat(V))
+        first, second = (self.kept.matmat, self.kept.rmatmat) if self.primal else (self.kept.rmatmat, self.kept.matmat)
+        return self._in_blocks(lambda V: second(first(V)), V)
 
     def from_dual(self, U: Array) -> Array:
         """Eigenvectors of the dual -> those of this operator, not normalized."""
-        return self.kept.rmatmat(U) if self.primal else self.kept.matmat(U)
+        return self._in_blocks(self.kept.rmatmat if self.primal else self.kept.matmat, U)
+
+    def _in_blocks(self, function: Any, V: Array) -> Array:
+        """`width` columns at a time: what is between them and their images takes many times their memory."""
+        k = V.shape[1]
+        if k <= self.width:
+            return function(V)
+        blocks = jnp.pad(V, ((0, 0), (0, -k % self.width))).T.reshape(-1, self.width, V.shape[0])
+        images = jax.lax.map(lambda rows: function(rows.T).T, blocks)
+        return images.reshape(-1, images.shape[-1])[:k].T
 
 
 def structured(factor: Factor, primal: bool, columns: int, products: float) -> StructuredOperator | None:

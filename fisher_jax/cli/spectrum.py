@@ -19,6 +19,7 @@ examples:
   fisher-jax spectrum --data train-images-idx3-ubyte.gz --samples 2000 --model mlp
   fisher-jax spectrum --data mine.npz --checkpoint weights.npz -k 50 --tol 1e-8 --x64
   fisher-jax spectrum --above 1.0 -k 100                every eigenvalue above 1, and proof that none is missing
+  fisher-jax spectrum -k 100 --method randomized --tol 1e-3     wide blocks of vectors: for accelerators
   fisher-jax spectrum --where 'blocks/0'                the diagonal block of one residual block
   fisher-jax spectrum --model resnet20 --samples 100 -o width=8    digits as images; `fisher-jax models` lists all
 
@@ -27,6 +28,10 @@ matrix B B^T of the likelihood at them. Gradient descent on its quadratic model 
 2/lambda_max. Beside each number stands what theory predicts of wide networks of this architecture on this data, where it
 covers them (`fisher-jax theory`). --out receives spectrum.npz (read it with fisher_jax.load), summary.json and spectrum.png.
 """
+
+METHODS = ("auto", "lanczos", "gram", "randomized", "nystrom", "dense")
+PRECISIONS = ("highest", "tensorfloat32", "bfloat16")
+PRECISION_HELP = "of the products of lanczos, on hardware that has it; what it cannot resolve is NaN (default: highest)"
 
 
 def add(commands: Any) -> None:
@@ -43,17 +48,29 @@ def add(commands: Any) -> None:
     solver = spectrum.add_argument_group("solver")
     solver.add_argument("-k", type=int, default=20, help="how many eigenvalues (default: 20)")
     solver.add_argument("--above", type=float, metavar="T", help="every eigenvalue above T, at most k, none missed")
-    solver.add_argument("--method", default="auto", choices=["auto", "lanczos", "dense"], help="route (default: auto)")
+    solver.add_argument("--method", default="auto", choices=METHODS, help=f"one of {', '.join(METHODS)} (default: auto)")
+    solver.add_argument("--precision", default="highest", choices=PRECISIONS, help=PRECISION_HELP)
     solver.add_argument("--tol", type=float, default=1e-6, help="residual over the largest eigenvalue (default: 1e-6)")
     solver.add_argument("--chunk", metavar="N", default="auto", help="samples per pass (default: from free memory)")
     spectrum.set_defaults(run=run_spectrum)
+
+
+def _method(options: argparse.Namespace) -> Any:
+    import fisher_jax as fj
+
+    if options.precision != "highest":
+        if options.method not in ("auto", "lanczos"):
+            raise ArgumentError(f"spectrum: precision={options.precision!r} with method={options.method!r}; take lanczos")
+        return fj.Lanczos(tol=options.tol, precision=options.precision)
+    methods = {"auto": fj.Auto, "lanczos": fj.Lanczos, "gram": fj.Gram, "randomized": fj.Randomized, "nystrom": fj.Nystrom}
+    return fj.Dense() if options.method == "dense" else methods[options.method](tol=options.tol)
 
 
 def run_spectrum(options: argparse.Namespace) -> int:
     """`fisher-jax spectrum`."""
     import fisher_jax as fj
 
-    method = {"auto": fj.Auto(options.tol), "lanczos": fj.Lanczos(tol=options.tol), "dense": fj.Dense()}[options.method]
+    method = _method(options)
     out_directory(options)
     F, title, made = problem(options)
     print(title, flush=True)

@@ -15,6 +15,7 @@ from fisher_jax.fisher import DualOperator, FisherOperator
 from fisher_jax.operators import FunctionOperator, LinearOperator, MatrixOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.base import apply_rows, from_dual, smaller_side
+from fisher_jax.structured import StructuredOperator
 
 Array = jax.Array
 Reporter = Callable[[int, int], None]
@@ -105,7 +106,7 @@ class Space:
     def product(self, rows: Array) -> Array:
         """The scaled operator on rows `(k, n)` that lie in the probed directions, and only what stays in them."""
         # Networks take the columns of a block in a loop, which on a CPU is slow at convolutions.
-        explicit = isinstance(self.side.operator, (MatrixOperator, FunctionOperator))
+        explicit = isinstance(self.side.operator, (MatrixOperator, FunctionOperator, StructuredOperator))
         block = 1 if linalg.loops_are_slow() and not explicit else rows.shape[0]
         return _without(apply_rows(self.side, rows, block), self.deflated)
 
@@ -132,7 +133,7 @@ def space(operator: LinearOperator, top: EigenResult | None, key: Array) -> Spac
     """Measure the scale and rounding error of the operator; find what need not be probed."""
     side = smaller_side(operator)
     noise, scale = _measure(side, jax.random.fold_in(key, 2**31 - 1))
-    near_one = ScaledOperator(side, scale)
+    near_one = ScaledOperator(side.prepared(8, 500), scale)
     known = known_range(side.factor) if isinstance(side, DualOperator) else None
     dimension = side.size if known is None else known.dimension
     deflated, atoms, bounds, leak = _deflate(operator, side, near_one, known, top)

@@ -68,6 +68,7 @@ class Nystrom:
         rank = 2 * k + 10 if self.rank is None else self.rank
         if rank <= k:
             raise _checks.fail("Nystrom", f"rank={rank} does not exceed k={k}", f"give rank > {k}")
+        operator = operator.prepared(rank, 2 * rank)
         side = smaller_side(operator)
         if 2 * rank >= side.size:
             return Dense().solve(operator, k, key=key, above=above)

@@ -80,8 +80,10 @@ class Randomized:
     ) -> EigenResult:
         if _checks.traced((operator, key)):
             raise _checks.fail("Randomized", "the operator is traced", "use method=fj.Lanczos() inside jit")
-        side, b = smaller_side(operator), k + self.oversampling
+        b = k + self.oversampling
         m = b * self.depth
+        operator = operator.prepared(b, m)
+        side = smaller_side(operator)
         if m + b >= side.size:
             # The basis would span the whole space.
             return Dense().solve(operator, k, key=key, above=above)

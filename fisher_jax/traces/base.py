@@ -68,7 +68,8 @@ class Source:
     """Products of an operator with rows, scaled to a norm near one; row i depends on the key and i only."""
 
     def __init__(self, operator: LinearOperator, key: Array, progress: Reporter | None):
-        self.operator, self.side = operator, smaller_side(operator)
+        # Some dozens of products is what most estimates take.
+        self.operator, self.side = operator, smaller_side(operator.prepared(BLOCK.get(jax.default_backend(), 32), 50))
         self.key, self.progress = key, progress
         self.scale: Array | None = None
         self.products, self.width = 0, float("nan")
