@@ -229,7 +229,8 @@ def drive(
         while True:
             done = min(cap, done + max(start, done // 2 // start * start))
             if done >= n:
-                return ExactTrace().estimate(operator)
+                exact = ExactTrace().estimate(operator)
+                return dataclasses.replace(exact, products=source.products + exact.products)
             state = method.grow(source, state, done)
             last = done == cap or interrupt.asked or source.zero
             if last or method.tol is not None:
