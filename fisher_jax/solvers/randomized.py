@@ -5,7 +5,7 @@
 1. Multiply the newest block, remove the basis from the product, make it orthonormal; Rayleigh–Ritz in the basis. Where the
    basis is full, it shrinks to its best Ritz vectors and goes on.
 2. When the wanted pairs have converged, a few steps from random directions orthogonal to them bound all that is not in the
-   list (`unseen.py`). A value above the wanted ones is a missed eigenvalue: back to 1 with a new random block.
+   list (`unseen.py`). A value above the wanted ones is a missed eigenvalue: back to 1 with its vector.
 3. Finish as Lanczos does: true residuals from the products of the basis, which are kept, and error bounds.
 
 Reference: Musco and Musco, NeurIPS 2015, algorithm 2 (block Krylov); Halko, Martinsson and Tropp, SIAM Review 53(2), 2011,
