@@ -448,6 +448,19 @@ def test_search_bounds_what_is_not_in_the_list(spectrum, x64):
     assert np.isfinite(bounds[:, -1]).all() and np.median(bounds[:, -1]) < 2 * values[k] + 1e-9
 
 
+def test_coupling_raises_the_others_by_no_more_than_stated(x64):
+    """Eigenvalues of two coupled blocks against the formula, which is exact for blocks of one."""
+    rng = np.random.default_rng(0)
+    for _ in range(SEEDS):
+        wanted, others = np.sort(rng.uniform(1, 2, 3)), rng.uniform(-1, rng.uniform(0, 1), 6)
+        C = rng.normal(size=(3, 6)) * 10.0 ** rng.uniform(-3, 0)
+        e, ceiling = jnp.asarray(np.linalg.norm(C, 2)), jnp.asarray(others.max())
+        largest = eigenvalues(np.block([[np.diag(wanted), C], [C.T, np.diag(others)]]))[3]
+        assert largest <= float(ceiling + randomized._shift(e, wanted[0] - ceiling)) + 1e-12
+    pair = eigenvalues(np.array([[1.0, 0.3], [0.3, 0.5]]))
+    assert 1 - pair[1] - 0.5 == pytest.approx(float(randomized._shift(jnp.asarray(0.3), jnp.asarray(0.5))))
+
+
 def test_bound_of_a_solve_holds(digits_matrix):
     """The whole method on a real Fisher matrix: what is not in the list is below `complete_above`."""
     truth, operator = eigenvalues(digits_matrix), psd(digits_matrix)

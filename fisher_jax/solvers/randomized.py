@@ -5,7 +5,7 @@
 1. Multiply the newest block, remove the basis from the product, make it orthonormal; Rayleigh–Ritz in the basis. Where the
    basis is full, it shrinks to its best Ritz vectors and goes on.
 2. When the wanted pairs have converged, a few steps from random directions orthogonal to them bound all that is not in the
-   list (`unseen.py`). A value above the wanted ones is a missed eigenvalue: back to 1 with a new random block.
+   list (`unseen.py`). A value above the wanted ones is a missed eigenvalue: back to 1 with its vector.
 3. Finish as Lanczos does: true residuals from the products of the basis, which are kept, and error bounds.
 
 Reference: Musco and Musco, NeurIPS 2015, algorithm 2 (block Krylov); Halko, Martinsson and Tropp, SIAM Review 53(2), 2011,
@@ -106,16 +106,16 @@ class Randomized:
                 if bool(look.converged.all()):
                     k_search, fresh = jax.random.split(k_search)
                     rows, images = _pairs(basis, look, k)
-                    values, within = measured(rows, images)
+                    values, _ = measured(rows, images)
                     lowest, slack = values[-1], jnp.maximum(tol, noise) * look.norm
-                    # The wanted pairs are eigenpairs but for their residuals.
-                    coupling = jnp.linalg.norm(within)
+                    coupling = _coupling(rows, images, values)
                     goal = lowest if above is None else scale * jnp.asarray(above, tol.dtype)
                     most = max(unseen.FIRST_STEPS, passes * b // (SEARCH_SHARE * unseen.BLOCK))
                     found = unseen.search(
                         side, rows, values, look.norm, noise, goal - coupling, fresh, most, above is not None
                     )
-                    rest, spent = found.bound + coupling, spent + found.steps * unseen.BLOCK
+                    rest = found.bound + _shift(coupling, lowest - found.bound)
+                    spent += found.steps * unseen.BLOCK
                     if float(found.seen) <= float(lowest + slack) or passes >= self.passes:
                         break
                     # Only what has converged stays: the couplings of the others would be lost.
@@ -273,6 +273,23 @@ def _pairs(basis: Basis, look: _Look, k: int) -> tuple[Array, Array]:
     """The k first Ritz vectors, rows `(k, n)`, and their products with M."""
     S = look.S[:, :k].T
     return S @ basis.vectors[: S.shape[1]], S @ basis.images
+
+
+@linalg.precise_jit
+def _coupling(rows: Array, images: Array, values: Array) -> Array:
+    """Spectral norm of the residuals `M Q − Q Θ` of all wanted pairs: what couples them to the rest of the space."""
+    R = images - values[:, None] * rows
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(inner(R, R))[-1], 0))
+
+
+def _shift(coupling: Array, gap: Array) -> Array:
+    """How far a coupling to wanted values a gap above can raise the largest of the others.
+
+    Reference: Li and Li, Linear Algebra Appl. 395, 2005: 2 e² / (g + √(g² + 4 e²)), at most e.
+    """
+    gap = jnp.maximum(gap, 0)
+    total = gap + jnp.sqrt(gap**2 + 4 * coupling**2)
+    return jnp.where(total > 0, 2 * coupling**2 / jnp.where(total > 0, total, 1), 0)
 
 
 def lift_block(

@@ -30,7 +30,7 @@ Array = jax.Array
 # Probability with which `complete_above` may be wrong.
 FAILURE = 1e-3
 # Vectors multiplied at once in `search`; its steps, at least, and the most it looks at.
-BLOCK, FIRST_STEPS, MOST_STEPS = 2, 6, 20
+BLOCK, FIRST_STEPS, MOST_STEPS = 2, 6, 18
 # A search is good enough when its bound exceeds the largest value it has met by no more than this fraction.
 MARGIN = 0.5
 # Candidates for λ lie above the largest Ritz value by ‖M‖ · 2^(1 − i/8), steps of 9 % down to what float32 can tell apart.
@@ -142,7 +142,8 @@ def search(
         goal: a bound below this is good enough; without `proof` also one that is tight.
         steps: of `BLOCK` products each, the most of them, up to `MOST_STEPS`.
     """
-    room = min(MOST_STEPS, (rows.shape[1] - len(rows)) // BLOCK - 1)
+    # Few shapes, so that few programs are compiled.
+    room = min(-(-steps // FIRST_STEPS) * FIRST_STEPS, MOST_STEPS, (rows.shape[1] - len(rows)) // BLOCK - 1)
     run, block = _begin(rows, values, norm, room, key)
     seen = bound = jnp.full((), jnp.nan, rows.dtype)
     taken = 0
