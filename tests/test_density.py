@@ -15,6 +15,7 @@ from cases import data, function, labels
 from scipy.stats import wasserstein_distance
 
 import fisher_jax as fj
+from fisher_jax.density import slq
 from fisher_jax.density.base import closed
 from fisher_jax.density.space import space
 
@@ -216,6 +217,19 @@ def test_zoo(name, method, dtype):
         assert np.trapezoid(d(grid), grid) == pytest.approx(1, abs=2e-3)
     elif isinstance(method, fj.SLQ):
         assert d.unresolved == pytest.approx(zoo.N) and d.trace().value == 0
+
+
+@pytest.mark.parametrize("values", [0.7 ** np.arange(160), np.geomspace(1, 1e-6, 160)], ids=["geometric", "six decades"])
+def test_bases_stay_orthonormal(values, dtype):
+    """Also where next to nothing of a product is left over, which is when one pass of Gram–Schmidt does not do."""
+    probed = space(zoo.diagonal(values, dtype), None, KEY)
+    state = slq._begin(probed.probes(KEY, 3), 60)
+    for j in range(60):
+        state = slq._extend(state, probed.product(state.vectors[:, j]))
+    for V in np.asarray(state.vectors, np.float64):
+        V = V[np.any(V != 0, axis=1)]
+        assert len(V) >= 30
+        np.testing.assert_allclose(V @ V.T, np.eye(len(V)), atol=20 * oracle.eps(dtype))
 
 
 def test_low_rank_is_exact(dtype):
