@@ -126,6 +126,15 @@ def test_coverage_on_a_real_fisher_matrix(digits, side, outliers, optimized, mon
     check_coverage(d, values, 0.02 * values[0], 0.01 * values[0])
 
 
+def test_coverage_of_an_indefinite_trace():
+    """Both signs, most eigenvalues near zero."""
+    values = np.r_[5.0, 2, -1.5, 0.02 * np.random.default_rng(2).normal(size=N - 3)]
+    d = fj.density(fj.MatrixOperator(zoo.prescribed(values).astype("float32")), method=fj.SLQ(12, 1600), key=KEY)
+    traces = [group.trace() for group in groups(d, 8)]
+    assert sum(e.lower <= values.sum() <= e.upper for e in traces) >= 190
+    assert np.mean([e.upper - e.lower for e in traces]) < 20
+
+
 def test_a_wrong_interval_is_noticed():
     """The previous tests can fail: intervals from a normal distribution undercover where one eigenvalue dominates."""
     values = SPECTRA["one dominates"]
