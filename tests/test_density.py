@@ -15,6 +15,7 @@ from cases import data, function, labels
 from scipy.stats import wasserstein_distance
 
 import fisher_jax as fj
+from fisher_jax.density import slq
 from fisher_jax.density.base import closed
 from fisher_jax.density.space import space
 
@@ -125,6 +126,15 @@ def test_coverage_on_a_real_fisher_matrix(digits, side, outliers, optimized, mon
     check_coverage(d, values, 0.02 * values[0], 0.01 * values[0])
 
 
+def test_coverage_of_an_indefinite_trace():
+    """Both signs, most eigenvalues near zero."""
+    values = np.r_[5.0, 2, -1.5, 0.02 * np.random.default_rng(2).normal(size=N - 3)]
+    d = fj.density(fj.MatrixOperator(zoo.prescribed(values).astype("float32")), method=fj.SLQ(12, 1600), key=KEY)
+    traces = [group.trace() for group in groups(d, 8)]
+    assert sum(e.lower <= values.sum() <= e.upper for e in traces) >= 190
+    assert np.mean([e.upper - e.lower for e in traces]) < 20
+
+
 def test_a_wrong_interval_is_noticed():
     """The previous tests can fail: intervals from a normal distribution undercover where one eigenvalue dominates."""
     values = SPECTRA["one dominates"]
@@ -216,6 +226,19 @@ def test_zoo(name, method, dtype):
         assert np.trapezoid(d(grid), grid) == pytest.approx(1, abs=2e-3)
     elif isinstance(method, fj.SLQ):
         assert d.unresolved == pytest.approx(zoo.N) and d.trace().value == 0
+
+
+@pytest.mark.parametrize("values", [0.7 ** np.arange(160), np.geomspace(1, 1e-6, 160)], ids=["geometric", "six decades"])
+def test_bases_stay_orthonormal(values, dtype):
+    """Also where next to nothing of a product is left over, which is when one pass of Gram–Schmidt does not do."""
+    probed = space(zoo.diagonal(values, dtype), None, KEY)
+    state = slq._begin(probed.probes(KEY, 3), 60)
+    for j in range(60):
+        state = slq._extend(state, probed.product(state.vectors[:, j]))
+    for V in np.asarray(state.vectors, np.float64):
+        V = V[np.any(V != 0, axis=1)]
+        assert len(V) >= 30
+        np.testing.assert_allclose(V @ V.T, np.eye(len(V)), atol=20 * oracle.eps(dtype))
 
 
 def test_low_rank_is_exact(dtype):

@@ -142,9 +142,6 @@ def _extend(state: _State, images: Array) -> _State:
     lengths = jnp.linalg.norm(W, axis=1, keepdims=True)
     open_ = lengths > BREAKDOWN * unit * norm
     Q = jnp.where(open_, W / jnp.where(open_, lengths, 1), 0)
-    # Where little was left, rounding of the products before is not little in it.
-    Q, _ = remove(Q)
-    Q = Q / jnp.where(open_, jnp.linalg.norm(Q, axis=1, keepdims=True), 1)
     beta = jnp.where(open_, lengths, 0)[:, 0]
     alpha = jnp.take_along_axis(H, jnp.broadcast_to(j, (H.shape[0], 1)), axis=1)[:, 0]
     return _State(
