@@ -93,12 +93,12 @@ def test_no_vectors_come_in_the_order_of_scipy():
     for matrix in (A, A + 30 * np.eye(60)):
         for which in WHICH:
             for k in (4, 5):
-                theirs = sl.eigsh(matrix, k, which=which, return_eigenvectors=False)
-                np.testing.assert_allclose(
-                    fj.scipy_eigsh(matrix, k, which=which, return_eigenvectors=False), theirs, atol=1e-9
-                )
-                values, vectors = fj.scipy_eigsh(matrix, k, which=which)
-                np.testing.assert_allclose(values, sl.eigsh(matrix, k, which=which)[0], atol=1e-9)
+                # A basis of nearly the whole space: with that of 20 vectors, ARPACK misses some of the smallest magnitude.
+                given = {"k": k, "which": which, "ncv": 59}
+                theirs = sl.eigsh(matrix, return_eigenvectors=False, **given)
+                np.testing.assert_allclose(fj.scipy_eigsh(matrix, return_eigenvectors=False, **given), theirs, atol=1e-9)
+                values, vectors = fj.scipy_eigsh(matrix, **given)
+                np.testing.assert_allclose(values, sl.eigsh(matrix, **given)[0], atol=1e-9)
                 assert type(values) is np.ndarray and vectors.shape == (60, k) and type(vectors) is np.ndarray
 
 
@@ -192,15 +192,13 @@ def test_both_ends_of_a_long_diagonal(optimized):
     np.testing.assert_allclose(np.abs(vectors[[1, 3, 2, 0], range(4)]), 1, atol=1e-13)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("letter", ["f", "d"])
-def test_restarts_by_the_hundred(letter, optimized):
+def test_restarts_by_the_hundred(optimized):
     """The Laplacian of a line has gaps of 1e-5 at its end: the first try does not reach 16 units, the second does 128."""
     n = 1500
-    A = ss.diags_array([-np.ones(n - 1), 2 * np.ones(n), -np.ones(n - 1)], offsets=[-1, 0, 1]).astype(letter)
+    A = ss.diags_array([-np.ones(n - 1), 2 * np.ones(n), -np.ones(n - 1)], offsets=[-1, 0, 1])
     values, vectors = fj.scipy_eigsh(A, 6)
     truth = 2 - 2 * np.cos(np.pi * np.arange(n - 5, n + 1) / (n + 1))
-    oracle.accepted(lambda V: A.astype("d") @ V, values, vectors, truth, 256 * oracle.eps(A.dtype), A.dtype)
+    oracle.accepted(lambda V: A @ V, values, vectors, truth, 256 * oracle.eps("float64"), "float64")
 
 
 # --- operators of ours ------------------------------------------------------------------------------------------------
