@@ -8,6 +8,7 @@ from nbclient import NotebookClient
 
 LONG = (
     "02_whole_spectrum",
+    "03_density_and_certificates",
     "04_model_zoo",
     "06_theory_vs_measurement",
     "07_learning_rate_and_generalization",
