@@ -113,7 +113,7 @@ def scipy_eigsh(
             which = {"LM": "LA", "SM": "SA"}.get(which, which)
         if n <= max(DENSE_SIZE, SHARE * k) or which == "SM":
             if n > max(MAX_SIZE, SHARE * k):
-                remedy = "use scipy.sparse.linalg.eigsh with sigma=0, or fj.eigsh of a shifted operator"
+                remedy = "use scipy.sparse.linalg.eigsh with sigma=0"
                 raise _checks.fail(WHERE, f"which='SM' with {n} rows would take a factorization", remedy)
             found = _Found(*_diagonalize(operator), True, "")
         else:
