@@ -42,8 +42,8 @@ print(top)
 print("largest error over its bound:", (errors / np.asarray(top.bounds)).max())
 
 # %% [markdown]
-# Other methods, the same numbers: wide blocks of random vectors; Nyström, whose products do not wait for one another; K built
-# once.
+# Other methods, the same numbers: wide blocks of random vectors; Nyström, whose products do not wait for one another; K
+# built once.
 
 # %%
 for method in (fj.Lanczos(tol=1e-3), fj.Randomized(tol=1e-3), fj.Nystrom(tol=1e-2), fj.Gram(tol=1e-3)):
@@ -117,9 +117,9 @@ fj.moments(F, key=key)
 # %% [markdown]
 # ## Products at reduced precision
 #
-# bfloat16 is for hardware that has it, and loses the small eigenvalues. The error of such a product is measured against a full
-# one and enters the bounds; what lies below it is not given. A CPU computes as always, unless inputs and cotangents are kept:
-# these are then rounded.
+# bfloat16 is for hardware that has it, and loses the small eigenvalues. The error of such a product is measured against a
+# full one and enters the bounds; what lies below it is not given. A CPU computes as always, unless inputs and cotangents are
+# kept: these are then rounded.
 
 # %%
 fj.eigsh(F, 5, method=fj.Lanczos(tol=1e-3, precision="bfloat16"), key=key)
