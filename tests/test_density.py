@@ -587,6 +587,9 @@ def test_what_has_no_answer_is_refused():
     k = fj.density(np.eye(30, dtype=np.float32), method=fj.KPM(10, 2), key=KEY)
     with pytest.raises(fj.ArgumentError, match=r"density.count_above: nothing bounds the integrals of KPM\(degree=10"):
         k.count_above(0.5)
+    huge = fj.FunctionOperator(lambda V: V, 10**6)
+    with pytest.raises(fj.ArgumentError, match=r"SLQ: steps=10000 and probes=100 keep .* GiB of vectors, .*; give fewer"):
+        fj.density(huge, method=fj.SLQ(10_000, 100), key=KEY)
     zero = fj.density(np.zeros((9, 9), np.float32), key=KEY)
     with pytest.raises(fj.ArgumentError, match="no eigenvalue above rounding"):
         zero.grid()

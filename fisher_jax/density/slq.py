@@ -23,7 +23,6 @@ from fisher_jax import _checks, linalg
 from fisher_jax.density.base import Density, closed
 from fisher_jax.density.space import Reporter, Space
 from fisher_jax.krylov import BREAKDOWN
-from fisher_jax.operators import require_room
 from fisher_jax.results import provenance
 from fisher_jax.solvers.base import check_symmetry
 from fisher_jax.solvers.lanczos import _Interrupt
@@ -53,7 +52,10 @@ class SLQ:
 
     def estimate(self, space: Space, *, key: Array, progress: Reporter | None = None) -> Density:
         m, n = max(1, min(self.steps, space.dimension)), space.side.size
-        require_room("SLQ", self.probes * (m + 1), n, space.side.dtype)
+        needed, free = self.probes * (m + 1) * n * jnp.dtype(space.side.dtype).itemsize, linalg.free_memory()
+        if needed > free / 2:
+            vectors = f"steps={m} and probes={self.probes} keep {needed / 2**30:.1f} GiB of vectors"
+            raise _checks.fail("SLQ", f"{vectors}, {free / 2**30:.1f} GiB are free", "give fewer steps or probes")
         z = space.probes(key, self.probes)
         # Squared lengths are the probes' shares of the pooled ratio.
         shares = np.asarray(jnp.sum(z**2, axis=1), np.float64)
