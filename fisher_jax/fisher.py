@@ -28,7 +28,7 @@ from fisher_jax.functional import Network, Selection, Streamed, check_rules, net
 from fisher_jax.gram import Reporter, gram
 from fisher_jax.likelihoods import Likelihood
 from fisher_jax.operators import LinearOperator, require_room
-from fisher_jax.structured import structured
+from fisher_jax.structured import pays, structured
 
 Array = jax.Array
 
@@ -221,9 +221,9 @@ class DualOperator(LinearOperator):
 
 
 def _prepared(operator: FisherOperator | DualOperator, primal: bool, columns: int, products: float) -> LinearOperator:
-    if _checks.traced(operator):
+    if _checks.traced(operator) or not pays(operator.factor, columns, products):
         return operator
-    kept = structured(operator.factor, primal, columns, products)
+    kept = structured(operator.factor, primal)
     return operator if kept is None else kept
 
 

@@ -25,6 +25,11 @@ from fisher_jax.sites import Map, Site, View
 
 Array = jax.Array
 
+# From timings of a perceptron and a residual network on a CPU (`benchmarks/run.py --only product`): a convolution takes so
+# many times as long as a matrix product of as many operations, and the small products with g so many passes over it.
+CONVOLUTION = {"cpu": 4.0}
+SMALL = {"cpu": 4.0}
+
 
 @record
 class Kept:
@@ -118,21 +123,16 @@ class StructuredOperator(LinearOperator):
         return images.reshape(-1, images.shape[-1])[:k].T
 
 
-def structured(factor: Factor, primal: bool, columns: int, products: float) -> StructuredOperator | None:
-    """The operator with kept features, if so many products in blocks of `columns` are cheaper that way and memory allows."""
-    found = _found(factor)
-    if not _pays(factor, found, columns, products):
+def structured(factor: Factor, primal: bool) -> StructuredOperator | None:
+    """The operator with features of all samples kept; None where they take more than a quarter of the free memory."""
+    each, N = _bytes(factor), factor.jacobian.data.samples
+    if each * N > linalg.free_memory() // 4:
         return None
-    each = _bytes(factor)
-    if each * factor.jacobian.data.samples > linalg.free_memory() // 4:
-        return None
-    N, size = factor.jacobian.data.samples, batch_samples(factor, each)
-    mesh = mesh_of(factor)
-    if mesh is not None or size >= N:
+    size = batch_samples(factor, each)
+    if mesh_of(factor) is not None or size >= N:
         layers, direct = _features(factor, samples_at(factor, 0, N))
     else:
-        parts = [_features(factor, samples_at(factor, i, min(i + size, N))) for i in range(0, N, size)]
-        layers, direct = _join(parts)
+        layers, direct = _join([_features(factor, samples_at(factor, i, min(i + size, N))) for i in range(0, N, size)])
     return StructuredOperator(Kept(factor, layers, direct), primal)
 
 
@@ -141,19 +141,25 @@ def _found(factor: Factor) -> Map:
     return sites.find(factor.jacobian.network, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), x))
 
 
-def _pays(factor: Factor, found: Map, columns: int, products: float) -> bool:
-    """Compare operations of all products, those of making the features included; memory passes counted as operations."""
-    R, once = factor.rows_per_sample, PASS.get(jax.default_backend(), PASS_ELSEWHERE)
-    weights = cotangents = 0
+def pays(factor: Factor, columns: int, products: float) -> bool:
+    """Are so many products in blocks of `columns` cheaper with kept features, making them included?
+
+    Operations are compared, with memory passes counted as operations.
+    """
+    found = _found(factor)
+    R, backend = factor.rows_per_sample, jax.default_backend()
+    once, convolution = PASS.get(backend, PASS_ELSEWHERE), CONVOLUTION.get(backend, 1.0)
+    weights = passes = cotangents = 0.0
     for site in found.sites:
         B, T, D, M = site.shape
         weights += B * T * (1 if site.lookup else D) * M
+        passes += B * T * (1 if site.lookup else D) * M * (convolution if site.name == "conv_general_dilated" else 1.0)
         cotangents += R * B * T * M
-    direct = R * sum(p.size for p, d in zip(factor.jacobian.network.params, found.direct, strict=True) if d)
+    cotangents += R * sum(p.size for p, d in zip(factor.jacobian.network.params, found.direct, strict=True) if d)
     # Per sample and column, both ways: two products per weight against four; g is read once for all columns and once more.
-    kept = 4 * weights + once * (cotangents + direct) * (1 + 2 / columns)
-    made = (R + 1) * 2 * weights + 2 * once * (cotangents + direct)
-    return kept * products + made < 8 * weights * products
+    kept = 4 * weights + SMALL.get(backend, 1.0) * once * cotangents * (1 + 2 / columns)
+    made = (R + 1) * 2 * passes + 2 * once * cotangents
+    return kept * products + made < 8 * passes * products
 
 
 def _bytes(factor: Factor) -> int:
@@ -193,13 +199,23 @@ def _gradients(kept: Kept, U: Array) -> tuple[Array, ...]:
             empty = jnp.zeros((D, k, M), s.dtype)
             scatter = jax.vmap(lambda tokens, s, empty=empty: empty.at[tokens].add(s, mode="drop"), (1, 1), 2)
             G = jnp.transpose(scatter(a, jnp.moveaxis(s, 1, 3)), (1, 2, 0, 3))
-        else:
+        elif B > 1:
             G = _product("nkbto,nbti->kbio", a, s)
+        elif T > 1:
+            # As one large product for each column, in the layout that XLA does not have to make first.
+            each = jnp.moveaxis(s[:, :, 0], 1, 0).reshape(k, -1, M)
+            G = jnp.swapaxes(_product("kxo,xi->koi", a.reshape(-1, D), each), 1, 2)[:, None]
+        else:
+            # The columns beside the outputs, as the columns of one large product.
+            each = s.reshape(-1, k * M)
+            G = jnp.moveaxis(_product("nx,ni->ix", a[:, 0, 0], each).reshape(D, k, M), 1, 0)[:, None]
         p = params[site.weight.index]
         back = jax.vmap(lambda G, site=site, p=p: site.weight.back(site.unplace_weight(G), p))
         result[site.weight.index] += back(G)
         if site.bias is not None:
-            total = jax.vmap(partial(_bias_gradient, site, site.bias), (0, None))(jnp.sum(s, 0), params[site.bias.index])
+            # A sum over samples as a matrix product: faster on a CPU than a reduction over the leading axis.
+            total = (jnp.ones((1, s.shape[0]), s.dtype) @ s.reshape(s.shape[0], -1)).reshape(s.shape[1:])
+            total = jax.vmap(partial(_bias_gradient, site, site.bias), (0, None))(total, params[site.bias.index])
             result[site.bias.index] += total
     for index, g in enumerate(kept.direct):
         if g is not None:

@@ -330,6 +330,7 @@ class Density:
         spread = float(weights[used] @ images[:count] ** 2) - float(weights[used] @ images[:count]) ** 2
         error = d * (2 * max(spread, 0.0) / (probes * d + 2)) ** 0.5 if b > a else 0.0
         rest, rest_low, rest_high = self._known(f)
+        rounding += 1e-12 * d * max(abs(a), abs(b))  # of the sums here
         rest, rest_low, rest_high = (x + zero * (self.zeros - self.hidden) for x in (rest, rest_low, rest_high))
         return Estimate(
             value=d * middle + rest,
