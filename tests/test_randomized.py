@@ -96,6 +96,7 @@ def test_zoo_by_nystrom(name, dtype):
 # --- traps ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slow_decay_at_a_million():
     values = np.r_[10.0, 9.0, 8.0, 7.0, 6.0, np.arange(1, 10**6 - 4) ** -0.5]
     method = fj.Randomized(tol=1e-4, oversampling=3, depth=3)
@@ -106,6 +107,7 @@ def test_slow_decay_at_a_million():
     assert values[5] <= float(result.complete_above) < 6
 
 
+@pytest.mark.slow
 def test_slow_decay_by_nystrom_is_not_converged_and_never_wrong():
     values = np.r_[10.0, 9.0, 8.0, 7.0, 6.0, np.arange(1, 10**5 - 4) ** -0.5]
     with pytest.warns(UserWarning, match="did not converge and are NaN; raise rank, doublings or tol"):
@@ -114,6 +116,7 @@ def test_slow_decay_by_nystrom_is_not_converged_and_never_wrong():
     assert values[5] <= float(result.complete_above)
 
 
+@pytest.mark.slow
 def test_clusters_keep_their_multiplicity(dtype):
     values = np.r_[np.full(10, 10.0), np.full(10, 1.0), np.full(10**4, 1e-3)]
     result = fj.eigsh(zoo.diagonal(values, dtype), 20, method=METHOD, key=KEY)
