@@ -9,7 +9,7 @@ added is reading g twice, which several columns share. g takes R times the memor
 """
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -146,20 +146,33 @@ def pays(factor: Factor, columns: int, products: float) -> bool:
 
     Operations are compared, with memory passes counted as operations.
     """
-    found = _found(factor)
+    leaves, structure = jax.tree.flatten(factor)
+    weights, passes, cotangents = _counts(structure, tuple((a.shape, a.dtype) for a in leaves))
     R, backend = factor.rows_per_sample, jax.default_backend()
-    once, convolution = PASS.get(backend, PASS_ELSEWHERE), CONVOLUTION.get(backend, 1.0)
-    weights = passes = cotangents = 0.0
+    once = PASS.get(backend, PASS_ELSEWHERE)
+    # Per sample and column, both ways: two products per weight against four; g is read once for all columns and once more.
+    kept = 4 * weights + SMALL.get(backend, 1.0) * once * cotangents * (1 + 2 / columns)
+    made = (R + 1) * 2 * passes + 2 * once * cotangents
+    return kept * products + made < 8 * passes * products
+
+
+@lru_cache(maxsize=128)
+def _counts(structure: Any, shapes: tuple[Any, ...]) -> tuple[float, float, float]:
+    """Of one sample: products of weights, these as what they take of a pass, entries of all cotangents.
+
+    Kept for the structure of a factor: the network is not traced again for other weights.
+    """
+    factor = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*s) for s in shapes])
+    found, R = _found(factor), factor.rows_per_sample
+    convolution = CONVOLUTION.get(jax.default_backend(), 1.0)
+    weights = passes = 0.0
+    cotangents = float(R * sum(p.size for p, d in zip(factor.jacobian.network.params, found.direct, strict=True) if d))
     for site in found.sites:
         B, T, D, M = site.shape
         weights += B * T * (1 if site.lookup else D) * M
         passes += B * T * (1 if site.lookup else D) * M * (convolution if site.name == "conv_general_dilated" else 1.0)
         cotangents += R * B * T * M
-    cotangents += R * sum(p.size for p, d in zip(factor.jacobian.network.params, found.direct, strict=True) if d)
-    # Per sample and column, both ways: two products per weight against four; g is read once for all columns and once more.
-    kept = 4 * weights + SMALL.get(backend, 1.0) * once * cotangents * (1 + 2 / columns)
-    made = (R + 1) * 2 * passes + 2 * once * cotangents
-    return kept * products + made < 8 * passes * products
+    return weights, passes, cotangents
 
 
 def _bytes(factor: Factor) -> int:
