@@ -50,10 +50,19 @@ def quietly(*arguments, **options):
         return fj.eigsh(*arguments, **options)
 
 
+def both_precisions(names):
+    """All in float64; in float32 three of them, the others marked slow: each compiles anew."""
+    quick = ("geometric 0.7", "rank 3", "pairs")
+    slow = [pytest.param(n, "float32", marks=pytest.mark.slow) for n in names if n not in quick]
+    return [*((n, "float64") for n in names), *((n, "float32") for n in names if n in quick), *slow]
+
+
 # --- golden values ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.SPECTRA if name != "all negative"])
+@pytest.mark.parametrize(
+    "name, dtype", both_precisions([name for name in zoo.SPECTRA if name != "all negative"]), indirect=["dtype"]
+)
 def test_zoo(name, dtype):
     operator, truth = zoo.matrix(name, dtype)
     result = fj.eigsh(operator, 5, method=METHOD, key=KEY)
@@ -74,7 +83,7 @@ def test_values_near_zero_below_large_negative_ones_are_not_reached_and_that_is_
     assert np.isnan(result.values).all() and not result.converged.any() and np.isnan(float(result.complete_above))
 
 
-@pytest.mark.parametrize("name", PSD)
+@pytest.mark.parametrize("name, dtype", both_precisions(PSD), indirect=["dtype"])
 def test_zoo_by_nystrom(name, dtype):
     """What is given holds; spectra that do not decay within the rank are given up, and that is said."""
     operator, truth = zoo.matrix(name, dtype)
@@ -393,7 +402,9 @@ def test_sketch_refusals():
 SEEDS = 200
 
 
-@pytest.fixture(params=["digits", "uniform", "power law"])
+@pytest.fixture(
+    params=["digits", pytest.param("uniform", marks=pytest.mark.slow), pytest.param("power law", marks=pytest.mark.slow)]
+)
 def spectrum(request, digits_matrix):
     values = {
         "digits": eigenvalues(digits_matrix) / eigenvalues(digits_matrix)[0],

@@ -212,7 +212,12 @@ class Density:
         blur = float(self._blur(above))
         low = self._weighed([self._above(p, above + blur)[0] for p in self._rules("count_above")])
         high = self._weighed([self._above(p, above - blur)[1] for p in self._rules("count_above")])
-        return self._estimate("count_above", lambda x: (x > above) * 1.0, low, high, None, limits=(0.0, 1.0))
+        count = self._estimate("count_above", lambda x: (x > above) * 1.0, low, high, None, limits=(0.0, 1.0))
+        # The ends of an exact count are integers but for the rounding of the sums.
+        lower, upper = (
+            round(e) if abs(e - round(e)) <= 1e-9 + 1e-12 * self.dimension else e for e in (count.lower, count.upper)
+        )
+        return dataclasses.replace(count, lower=float(lower), upper=float(upper))
 
     def logdet(self, damping: float) -> Estimate:
         """`log det(1 + M/δ) = Σ log(1 + λ/δ)` with the damping δ > 0; zeros of M add nothing.
@@ -330,7 +335,6 @@ class Density:
         spread = float(weights[used] @ images[:count] ** 2) - float(weights[used] @ images[:count]) ** 2
         error = d * (2 * max(spread, 0.0) / (probes * d + 2)) ** 0.5 if b > a else 0.0
         rest, rest_low, rest_high = self._known(f)
-        rounding += 1e-12 * d * max(abs(a), abs(b))  # of the sums here
         rest, rest_low, rest_high = (x + zero * (self.zeros - self.hidden) for x in (rest, rest_low, rest_high))
         return Estimate(
             value=d * middle + rest,
