@@ -5,6 +5,7 @@ import json
 import warnings
 from typing import Any
 
+from fisher_jax import _checks
 from fisher_jax.cli.files import out_directory, write, write_json
 from fisher_jax.cli.prediction import law_record, prediction, show
 from fisher_jax.cli.problem import arguments, problem
@@ -59,6 +60,8 @@ def run_density(options: argparse.Namespace) -> int:
 
     steps, probes = options.steps, options.probes
     method = fj.SLQ(steps, probes) if options.method == "slq" else fj.KPM(2 * steps, probes)
+    if options.damping is not None:
+        _checks.positive("density", "damping", options.damping)
     out_directory(options)
     F, title, made = problem(options)
     print(title, flush=True)
