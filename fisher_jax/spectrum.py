@@ -11,7 +11,7 @@ from fisher_jax import _checks, linalg
 from fisher_jax.fisher import FisherOperator, StreamedFisher
 from fisher_jax.gram import Reporter
 from fisher_jax.results import Spectrum, provenance
-from fisher_jax.solvers.base import complete, lift
+from fisher_jax.solvers.lifting import complete, lift
 
 Array = jax.Array
 

@@ -24,8 +24,7 @@ from fisher_jax.density.base import Density, closed
 from fisher_jax.density.space import Reporter, Space
 from fisher_jax.krylov import BREAKDOWN
 from fisher_jax.results import provenance
-from fisher_jax.solvers.base import check_symmetry
-from fisher_jax.solvers.lanczos import _Interrupt
+from fisher_jax.solvers.base import HostLoop, check_symmetry
 
 Array = jax.Array
 
@@ -61,7 +60,7 @@ class SLQ:
         shares = np.asarray(jnp.sum(z**2, axis=1), np.float64)
         shares = shares / shares.sum() if space.dimension else np.full(self.probes, 1 / self.probes)
         state = _begin(z, m)
-        with _Interrupt() as interrupt:
+        with HostLoop() as interrupt:
             done = 0
             while done < m and not interrupt.asked:
                 state = _extend(state, space.product(state.vectors[:, done]))
@@ -77,7 +76,7 @@ class SLQ:
                 "density", "the operator returned NaN or infinity", "check the weights, the data and the scale"
             )
         norm = float(state.norm)
-        check_symmetry(space.side.operator, float(state.skew) / norm if norm else 0.0, SKEW * space.noise)
+        check_symmetry("density", space.side.operator, float(state.skew) / norm if norm else 0.0, SKEW * space.noise)
         diagonal, coupling = space.unscaled(diagonal), space.unscaled(coupling)
         nodes, weights, ends = _rules(diagonal, coupling, space.side.psd)
         largest = max(np.abs(nodes).max(), np.abs(np.asarray(space.atoms, np.float64)).max(initial=0.0))

@@ -12,9 +12,11 @@ from fisher_jax import _checks, linalg
 from fisher_jax._record import record, static
 from fisher_jax.factor import Factor, scaled
 from fisher_jax.fisher import DualOperator, FisherOperator
-from fisher_jax.operators import FunctionOperator, LinearOperator, MatrixOperator, ScaledOperator, apply
+from fisher_jax.operators import FunctionOperator, LinearOperator, MatrixOperator, ScaledOperator
 from fisher_jax.results import EigenResult
-from fisher_jax.solvers.base import apply_rows, from_dual, smaller_side
+from fisher_jax.solvers.base import apply_rows, smaller_side
+from fisher_jax.solvers.lifting import from_dual
+from fisher_jax.solvers.start import measure
 from fisher_jax.structured import StructuredOperator
 
 Array = jax.Array
@@ -132,7 +134,8 @@ def _without(rows: Array, deflated: Array) -> Array:
 def space(operator: LinearOperator, top: EigenResult | None, key: Array) -> Space:
     """Measure the scale and rounding error of the operator; find what need not be probed."""
     side = smaller_side(operator)
-    noise, scale = _measure(side, jax.random.fold_in(key, 2**31 - 1))
+    z = jax.random.normal(jax.random.fold_in(key, 2**31 - 1), (1, side.size), side.dtype)
+    _, noise, scale = measure("density", side, z)
     near_one = ScaledOperator(side.prepared(8, 500), scale)
     known = known_range(side.factor) if isinstance(side, DualOperator) else None
     dimension = side.size if known is None else known.dimension
@@ -148,7 +151,7 @@ def space(operator: LinearOperator, top: EigenResult | None, key: Array) -> Spac
         deflated,
         atoms,
         bounds,
-        noise=noise,
+        noise=float(noise),
         leak=leak,
         size=operator.size,
         dimension=max(0, dimension - k),
@@ -156,23 +159,6 @@ def space(operator: LinearOperator, top: EigenResult | None, key: Array) -> Spac
         spent=2 + k,
         dual=side is not operator,
     )
-
-
-# No power of two: a product with a multiple of a vector rounds differently everywhere.
-_ALPHA = 0.7390851332151607
-
-
-def _measure(side: LinearOperator, key: Array) -> tuple[float, Array]:
-    """(rounding error of a product, power of two near 1/‖M z‖) from a random unit vector z; see Lanczos."""
-    z = jax.random.normal(key, (side.size, 1), side.dtype)
-    z = z / jnp.linalg.norm(z)
-    image, again = apply(side, z), apply(side, _ALPHA * z) / _ALPHA
-    if not bool(jnp.isfinite(image).all()):
-        raise _checks.fail("density", "the operator returned NaN or infinity", "check the weights, the data and the scale")
-    scale = linalg.power_of_two(image.T)
-    size = float(jnp.linalg.norm(image * scale))
-    defect = float(jnp.linalg.norm((image - again) * scale)) / size if size else 0.0
-    return 4 * max(defect, linalg.eps(side.dtype)), scale
 
 
 def _deflate(

@@ -1,15 +1,18 @@
 """What all eigensolvers share: the finish that turns approximate eigenvectors into a certified result."""
 
 import dataclasses
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from threadpoolctl import threadpool_limits
 
 from fisher_jax import _checks, linalg
-from fisher_jax.krylov import orthonormal_rows
 from fisher_jax.operators import LinearOperator, apply
 from fisher_jax.results import EigenResult
 
@@ -29,11 +32,11 @@ class Progress(NamedTuple):
 Reporter = Callable[[Progress], None]
 
 
-def check_symmetry(operator: Any, skew: float, most: float) -> None:
+def check_symmetry(where: str, operator: Any, skew: float, most: float) -> None:
     """Refuse an operator whose products show it not to be symmetric; `skew` and `most` are relative to ‖M‖."""
     if skew > most:
         raise _checks.fail(
-            "eigsh",
+            where,
             f"{operator!r} is not symmetric: u·M v and v·M u differ by {skew:.1e} ‖M‖",
             "give a product with a symmetric matrix, such as (M + Mᵀ)/2",
         )
@@ -54,35 +57,6 @@ def smaller_side(operator: LinearOperator) -> LinearOperator:
     """The dual of a factored operator where that is smaller, else the operator itself."""
     dual = operator.dual
     return dual if dual is not None and dual.size < operator.size else operator
-
-
-def lift(operator: LinearOperator, rows: Array) -> Array:
-    """Eigenvectors of the dual, rows `(k, dual size)` -> those of the operator `(k, size)`: `Aᵀ u`, normalized."""
-    return _normalized(apply_rows(operator, rows, min(operator.width, rows.shape[0]), from_dual))
-
-
-@linalg.precise_jit
-def _normalized(rows: Array) -> Array:
-    rows = rows * linalg.power_of_two(rows)
-    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / jnp.maximum(lengths, jnp.finfo(rows.dtype).tiny)
-
-
-def complete(rows: Array, k: int, meaningful: Array, key: Array) -> Array:
-    """k orthonormal rows: the meaningful ones of `(j, n)`, then random directions orthogonal to them.
-
-    Null vectors of the dual have no image under Aᵀ; any direction orthogonal to all other eigenvectors is one of F.
-    """
-    rows = jnp.where(meaningful[:, None], rows, 0)
-    return _orthonormal_rows(jnp.pad(rows, ((0, max(0, k - rows.shape[0])), (0, 0))), key)
-
-
-_orthonormal_rows = linalg.precise_jit(orthonormal_rows)
-
-
-@linalg.precise_jit
-def from_dual(operator: Any, U: Array) -> Array:
-    return operator.from_dual(U)
 
 
 def keep_above(result: EigenResult, above: Any) -> EigenResult:
@@ -176,3 +150,30 @@ def _certified(
         "tol": tol,
         "complete_above": unit * (rest + floor),
     }
+
+
+class HostLoop:
+    """Surrounds a loop of products and small decompositions.
+
+    The first Ctrl-C becomes a flag that is looked at between steps, so that no state is lost; the second raises. LAPACK gets
+    one thread: the others of OpenBLAS spin for a while after each call, and products between the calls take twice as long.
+    """
+
+    def __enter__(self) -> "HostLoop":
+        self.asked = False
+        self.threads = threadpool_limits(1, "blas")
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\ninterrupted: finishing with what has converged; Ctrl-C again to stop at once", file=sys.stderr)
+
+    def __exit__(self, *exception: Any) -> None:
+        self.threads.restore_original_limits()
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)

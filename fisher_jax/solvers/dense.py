@@ -15,12 +15,11 @@ from fisher_jax.solvers.base import (
     apply_rows,
     certify,
     check_symmetry,
-    complete,
     keep_above,
-    lift,
     measured,
     smaller_side,
 )
+from fisher_jax.solvers.lifting import complete, lift
 
 Array = jax.Array
 
@@ -54,7 +53,7 @@ class Dense:
                     "eigsh", f"{operator!r} returned NaN or infinity", "check the weights, the data and the scale"
                 )
             skew = float(jnp.max(jnp.abs(matrix - matrix.T) * scale))
-            check_symmetry(operator, skew / max(largest, 1e-30), 1e4 * linalg.eps(matrix.dtype))
+            check_symmetry("eigsh", operator, skew / max(largest, 1e-30), 1e4 * linalg.eps(matrix.dtype))
         values, rows, rest, norm = _top_rows(matrix * scale, min(k, side.size))
         spent = k
         if side is not operator:

@@ -13,16 +13,12 @@ Reference: Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000.
 """
 
 import dataclasses
-import signal
-import sys
-import threading
 import time
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fisher_jax import _checks, krylov, linalg
 from fisher_jax.krylov import Basis, Change
@@ -30,19 +26,18 @@ from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers import unseen
 from fisher_jax.solvers.base import (
+    HostLoop,
     Progress,
     Reporter,
-    apply_rows,
     certify,
     check_symmetry,
-    complete,
-    from_dual,
     keep_above,
-    lift,
     measured,
     smaller_side,
 )
 from fisher_jax.solvers.dense import Dense
+from fisher_jax.solvers.lifting import lift_pairs
+from fisher_jax.solvers.start import product_error, start_block
 
 Array = jax.Array
 
@@ -117,9 +112,9 @@ class Lanczos:
         lifted = side is not operator
         plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
-        block, noise, scale, spent = _start_block(side, operator, b, v0, k_start)
+        block, noise, scale, spent = start_block(side, operator, b, v0, k_start)
         if operator is not exact:
-            noise = jnp.maximum(noise, _error(side, smaller_side(exact), block))
+            noise = jnp.maximum(noise, product_error(side, smaller_side(exact), block))
             spent += b
         side, reachable = ScaledOperator(side, scale), noise
         threshold = scale * jnp.asarray(0.0 if above is None else above, side.dtype)
@@ -130,7 +125,7 @@ class Lanczos:
             interrupted = False
         else:
             state, interrupted = _drive(side, state, limits, plan, progress, spent)
-            check_symmetry(operator, float(state.basis.skew / state.basis.norm), float(_most_skew(limits)))
+            check_symmetry("eigsh", operator, float(state.basis.skew / state.basis.norm), float(_most_skew(limits)))
         # Less than the whole basis where the run ended early: diagonalizing T is the longest wait at large m.
         used = m if _checks.traced(state) else min(m, -(-max(int(state.basis.size), k) // 64) * 64)
         rows, images, count, norm = _extract(state, limits, plan, used)
@@ -145,7 +140,7 @@ class Lanczos:
                 a[done] for a in (rows, images, values, within, residuals, wanted)
             )
         if lifted and rows.shape[0]:
-            rows, values, residuals, within, extra = _lift(operator, scale, rows, images, values, norm, noise, k_lift)
+            rows, values, residuals, within, extra = lift_pairs(operator, scale, rows, images, values, norm, noise, k_lift)
             spent += extra
             # Lifting divides by √λ, and the rounding error of the residuals with it.
             smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
@@ -234,65 +229,6 @@ class _State(NamedTuple):
     converged: Array  # () wanted pairs with a small residual estimate
     worst: Array  # () largest residual estimate among wanted pairs, over ‖M‖
     rest: Array  # () bound on all eigenvalues not in the list; NaN if not established
-
-
-# --- start ------------------------------------------------------------------------------------------------------------
-
-
-def _start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
-    """Start block `(b, n)`, relative rounding error of a product, power of two near 1/‖M‖, products spent.
-
-    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified. The product
-    of the same directions scaled by a number that is no power of two rounds differently everywhere; the difference
-    between the two measures the rounding error of a product.
-    """
-    start = jax.random.normal(key, (b, side.size), side.dtype)
-    if v0 is not None:
-        v0 = jnp.asarray(v0, operator.dtype)
-        if v0.shape != (operator.size,):
-            raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", f"give a vector of shape ({operator.size},)")
-        _checks.finite("eigsh", "v0", v0, "give a start vector without NaN")
-        given = v0 if side is operator else side.from_dual(v0[:, None])[:, 0]
-        start = start.at[0].set(given)
-    start, other = _unit_rows(start)
-    image, again = apply(side, start.T).T, apply(side, other.T).T
-    block, noise, scale, size = _compare(start, image, again)
-    if not _checks.traced(size) and not np.isfinite(float(size)):
-        raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
-    return block, noise, scale, 2 * b
-
-
-def _error(side: Any, exact: Any, block: Array) -> Array:
-    """Relative error of a product at reduced precision, against a full one, on M times random directions.
-
-    These lie near the largest eigenvectors. Unlike the comparison of two reduced products it sees the rounding of M itself.
-    """
-    rows, _ = _unit_rows(block)
-    image, full = apply(side, rows.T), apply(exact, rows.T)
-    scale = linalg.power_of_two(full.T)
-    return 4 * jnp.max(jnp.linalg.norm((image - full) * scale, axis=0) / jnp.linalg.norm(full * scale, axis=0))
-
-
-_ALPHA = 0.7390851332151607
-
-
-@linalg.precise_jit
-def _unit_rows(rows: Array) -> tuple[Array, Array]:
-    """Rows of length one, and the same times a number that is no power of two."""
-    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
-    return rows, _ALPHA * rows
-
-
-@linalg.precise_jit
-def _compare(start: Array, image: Array, again: Array) -> tuple[Array, Array, Array, Array]:
-    """(start block of the iteration, relative rounding error of a product, scale, norm of the images)."""
-    again = again / _ALPHA
-    scale = linalg.power_of_two(image)
-    image, again = image * scale, again * scale
-    size = jnp.linalg.norm(image)
-    defect = jnp.linalg.norm(image - again) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
-    noise = 4 * jnp.maximum(defect, linalg.eps(size.dtype))
-    return jnp.where(size > 0, image, start), noise, scale, size
 
 
 @partial(linalg.precise_jit, static_argnums=0)
@@ -524,39 +460,6 @@ def _extract(state: _State, limits: _Limits, plan: _Plan, used: int) -> tuple[Ar
     return S @ basis.vectors[:used], S @ basis.images[:used], count, _norm(basis, values)
 
 
-def _lift(
-    operator: LinearOperator, scale: Array, rows: Array, images: Array, values: Array, norm: Array, noise: Array, key: Array
-) -> tuple[Array, Array, Array, Array, int]:
-    """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
-
-    The residual of `y = Aᵀ u / √λ` is `Aᵀ r / √λ` with the residual r of u. All r lie along one direction q but for a
-    remainder e: `‖Aᵀ r‖ <= |r·q| ‖Aᵀ q‖ + ‖e‖ √λ_max`, one product with Aᵀ for all. Values lost in rounding have no such y;
-    then all pairs are measured with fresh products.
-    """
-    k = rows.shape[0]
-    meaningful = values > 10 * noise * jnp.max(values)
-    lifted = lift(operator, rows)
-    if not _checks.traced((operator, meaningful)) and bool(meaningful.all()):
-        q, along, across, within = _split_residuals(rows, images, values)
-        image = from_dual(operator, q[:, None]).T
-        unit = linalg.power_of_two(image)
-        length = jnp.linalg.norm(image * unit) / unit * jnp.sqrt(scale)
-        return lifted, values, (along * length + across * jnp.sqrt(norm)) / jnp.sqrt(values), within, k // 2 + 1
-    lifted = complete(lifted, k, meaningful, key)
-    values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
-    return lifted, values, residuals, residuals, k + (k + 1) // 2
-
-
-@linalg.precise_jit
-def _split_residuals(rows: Array, images: Array, values: Array) -> tuple[Array, Array, Array, Array]:
-    """Direction q of the largest residual; parts of all residuals along and across it; their norms."""
-    R = images - values[:, None] * rows
-    norms = jnp.linalg.norm(R, axis=1)
-    q = R[jnp.argmax(norms)] / jnp.maximum(jnp.max(norms), jnp.finfo(R.dtype).tiny)
-    along = R @ q
-    return q, jnp.abs(along), jnp.linalg.norm(R - along[:, None] * q[None], axis=1), norms
-
-
 def _counts(state: _State, b: int) -> dict[str, int]:
     """Products until the wanted pairs had converged; the others went into the search and the finish."""
     if _checks.traced(state):
@@ -568,33 +471,12 @@ def _counts(state: _State, b: int) -> dict[str, int]:
 # --- driven by the host -----------------------------------------------------------------------------------------------
 
 
-class _Interrupt:
-    """Turn the first Ctrl-C into a flag that is looked at between steps, so that no state is lost; the second raises."""
-
-    def __enter__(self) -> "_Interrupt":
-        self.asked = False
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("\ninterrupted: finishing with what has converged; Ctrl-C again to stop at once", file=sys.stderr)
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.main:
-            signal.signal(signal.SIGINT, self.before)
-
-
 def _drive(
     side: Any, state: _State, limits: _Limits, plan: _Plan, progress: Reporter | None, spent: int
 ) -> tuple[_State, bool]:
     """Run to the end a few steps at a time; returns the state and whether it was interrupted."""
     steps = max(1, 4 // plan.b)
-    with _Interrupt() as interrupt:
+    with HostLoop() as interrupt:
         while int(state.phase) < DONE and not interrupt.asked:
             began = time.perf_counter()
             if linalg.loops_are_slow():

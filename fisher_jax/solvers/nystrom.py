@@ -21,10 +21,10 @@ from fisher_jax.linalg import inner
 from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers import unseen
-from fisher_jax.solvers.base import Progress, Reporter, certify, check_symmetry, keep_above, measured, smaller_side
+from fisher_jax.solvers.base import HostLoop, Progress, Reporter, certify, check_symmetry, keep_above, measured, smaller_side
 from fisher_jax.solvers.dense import Dense
-from fisher_jax.solvers.lanczos import _Interrupt, _start_block
 from fisher_jax.solvers.randomized import lift_block
+from fisher_jax.solvers.start import start_block
 
 Array = jax.Array
 
@@ -73,11 +73,11 @@ class Nystrom:
         if 2 * rank >= side.size:
             return Dense().solve(operator, k, key=key, above=above)
         k_start, k_rows, k_error, k_lift = jax.random.split(key, 4)
-        _, noise, scale, spent = _start_block(side, operator, 1, None, k_start)
+        _, noise, scale, spent = start_block(side, operator, 1, None, k_start)
         lifted, side = side is not operator, ScaledOperator(side, scale)
         Omega = images = jnp.zeros((0, side.size), side.dtype)
         notes: list[str] = []
-        with _Interrupt() as interrupt:
+        with HostLoop() as interrupt:
             for doubling in range(self.doublings + 1):
                 k_rows, fresh = jax.random.split(k_rows)
                 new = _directions(Omega, rank if doubling == 0 else len(Omega), fresh)
@@ -141,7 +141,7 @@ def check_products(operator: Any, values: Array, skew: Array, lowest: Array, noi
     """Refuse an operator whose products show it not to be finite, symmetric or positive semidefinite."""
     if not bool(jnp.isfinite(values).all()):
         raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
-    check_symmetry(operator, float(skew), float(100 * noise))
+    check_symmetry("eigsh", operator, float(skew), float(100 * noise))
     if float(lowest) < -100 * float(noise):
         raise _checks.fail("eigsh", f"{operator!r} has a negative eigenvalue", "use fj.Randomized() or fj.Lanczos()")
 

@@ -26,18 +26,19 @@ from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers import unseen
 from fisher_jax.solvers.base import (
+    HostLoop,
     Progress,
     Reporter,
     certify,
     check_symmetry,
-    from_dual,
     keep_above,
-    lift,
     measured,
     smaller_side,
 )
 from fisher_jax.solvers.dense import Dense
-from fisher_jax.solvers.lanczos import SEARCH_SHARE, _Interrupt, _lift, _start_block
+from fisher_jax.solvers.lanczos import SEARCH_SHARE
+from fisher_jax.solvers.lifting import from_dual, lift, lift_pairs
+from fisher_jax.solvers.start import start_block
 
 Array = jax.Array
 
@@ -89,10 +90,10 @@ class Randomized:
             return Dense().solve(operator, k, key=key, above=above)
         lifted = side is not operator
         k_start, k_run, k_search, k_lift = jax.random.split(key, 4)
-        first, noise, scale, spent = _start_block(side, operator, 1, v0, k_start)
+        first, noise, scale, spent = start_block(side, operator, 1, v0, k_start)
         side, tol = ScaledOperator(side, scale), jnp.asarray(self.tol, side.dtype)
         basis, notes, rest, passes = _begin(first, b, m, k_run), [], jnp.asarray(jnp.nan, tol.dtype), 0
-        with _Interrupt() as interrupt:
+        with HostLoop() as interrupt:
             while True:
                 basis, passes = _expand(side, basis), passes + 1
                 look = _look(basis, k, lifted, tol, noise)
@@ -249,7 +250,7 @@ def _look(basis: Basis, k: int, lifted: bool, tol: Array, noise: Array) -> _Look
 def _check_products(operator: LinearOperator, look: _Look) -> None:
     if not bool(jnp.isfinite(look.norm)):
         raise _checks.fail("eigsh", "the operator returned NaN or infinity", "check the weights, the data and the scale")
-    check_symmetry(operator, float(look.skew), float(look.most))
+    check_symmetry("eigsh", operator, float(look.skew), float(look.most))
 
 
 @partial(linalg.precise_jit, static_argnums=2, donate_argnums=0)
@@ -295,9 +296,9 @@ def _shift(coupling: Array, gap: Array) -> Array:
 def lift_block(
     operator: LinearOperator, scale: Array, rows: Array, images: Array, values: Array, norm: Array, noise: Array, key: Array
 ) -> tuple[Array, Array, Array, Array, int]:
-    """As `lanczos._lift`, for residuals r that point in many directions: ‖Aᵀ r‖ / √λ from a product with each of them."""
+    """As `lift_pairs`, for residuals r that point in many directions: ‖Aᵀ r‖ / √λ from a product with each of them."""
     if not bool((values > 10 * noise * jnp.max(values)).all()):
-        return _lift(operator, scale, rows, images, values, norm, noise, key)
+        return lift_pairs(operator, scale, rows, images, values, norm, noise, key)
     R = images - values[:, None] * rows
     within = jnp.linalg.norm(R, axis=1)
     directions = R / jnp.maximum(within, jnp.finfo(R.dtype).tiny)[:, None]

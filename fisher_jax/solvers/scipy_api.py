@@ -20,9 +20,9 @@ from fisher_jax.solvers import unseen
 from fisher_jax.solvers.api import check_function
 from fisher_jax.solvers.auto import DENSE_SIZE
 from fisher_jax.solvers.base import check_symmetry
-from fisher_jax.solvers.base import complete as complete_rows
 from fisher_jax.solvers.dense import MAX_SIZE
 from fisher_jax.solvers.lanczos import Lanczos
+from fisher_jax.solvers.lifting import complete as complete_rows
 
 WHERE = "scipy_eigsh"
 WHICH = ("LM", "SM", "LA", "SA", "BE")
@@ -180,7 +180,7 @@ def _diagonalize(operator: LinearOperator) -> tuple[np.ndarray, np.ndarray]:
     matrix = np.asarray(operator.dense())
     _checks.finite(WHERE, "A", matrix, "check the entries and the scale")
     skew, scale = np.abs(matrix - matrix.T).max(), np.abs(matrix).max()
-    check_symmetry(operator, float(skew / scale) if scale else 0.0, 1e4 * linalg.eps(matrix.dtype))
+    check_symmetry("eigsh", operator, float(skew / scale) if scale else 0.0, 1e4 * linalg.eps(matrix.dtype))
     values, vectors = scipy.linalg.eigh(matrix)
     return values, vectors
 

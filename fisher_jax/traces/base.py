@@ -18,8 +18,7 @@ from fisher_jax import _checks, linalg
 from fisher_jax.estimates import Estimate
 from fisher_jax.operators import LinearOperator
 from fisher_jax.results import provenance
-from fisher_jax.solvers.base import Progress, Reporter, apply_rows, smaller_side
-from fisher_jax.solvers.lanczos import _Interrupt
+from fisher_jax.solvers.base import HostLoop, Progress, Reporter, apply_rows, smaller_side
 from fisher_jax.traces.exact import ROUNDING, ExactTrace
 
 Array = jax.Array
@@ -225,7 +224,7 @@ def drive(
     if method.tol is None and cap >= n:
         return ExactTrace().estimate(operator)
     state, done = None, 0
-    with _Interrupt() as interrupt:
+    with HostLoop() as interrupt:
         while True:
             done = min(cap, done + max(start, done // 2 // start * start))
             if done >= n:

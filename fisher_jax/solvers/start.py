@@ -1,0 +1,76 @@
+"""What an iteration starts from: a block in the range of M, the scale of M, and the rounding error of its products."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import _checks, linalg
+from fisher_jax.operators import apply
+
+Array = jax.Array
+
+
+def start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
+    """Start block `(b, n)`, relative rounding error of a product, power of two near 1/‖M‖, products spent.
+
+    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified.
+    """
+    start = jax.random.normal(key, (b, side.size), side.dtype)
+    if v0 is not None:
+        v0 = jnp.asarray(v0, operator.dtype)
+        if v0.shape != (operator.size,):
+            raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", f"give a vector of shape ({operator.size},)")
+        _checks.finite("eigsh", "v0", v0, "give a start vector without NaN")
+        given = v0 if side is operator else side.from_dual(v0[:, None])[:, 0]
+        start = start.at[0].set(given)
+    block, noise, scale = measure("eigsh", side, start)
+    return block, noise, scale, 2 * b
+
+
+def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
+    """(scale · M times the normalized rows `(b, n)`, relative rounding error of a product, scale: power of two near 1/‖M‖).
+
+    The product of the same directions times a number that is no power of two rounds differently everywhere; the difference
+    between the two measures the rounding error of a product.
+    """
+    rows, other = _unit_rows(rows)
+    image, again = apply(side, rows.T).T, apply(side, other.T).T
+    block, noise, scale, size = _compare(rows, image, again)
+    if not _checks.traced(size) and not np.isfinite(float(size)):
+        raise _checks.fail(where, "the operator returned NaN or infinity", "check the weights, the data and the scale")
+    return block, noise, scale
+
+
+def product_error(side: Any, exact: Any, block: Array) -> Array:
+    """Relative error of a product at reduced precision, against a full one, on M times random directions.
+
+    These lie near the largest eigenvectors. Unlike the comparison of two reduced products it sees the rounding of M itself.
+    """
+    rows, _ = _unit_rows(block)
+    image, full = apply(side, rows.T), apply(exact, rows.T)
+    scale = linalg.power_of_two(full.T)
+    return 4 * jnp.max(jnp.linalg.norm((image - full) * scale, axis=0) / jnp.linalg.norm(full * scale, axis=0))
+
+
+_ALPHA = 0.7390851332151607
+
+
+@linalg.precise_jit
+def _unit_rows(rows: Array) -> tuple[Array, Array]:
+    """Rows of length one, and the same times a number that is no power of two."""
+    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+    return rows, _ALPHA * rows
+
+
+@linalg.precise_jit
+def _compare(start: Array, image: Array, again: Array) -> tuple[Array, Array, Array, Array]:
+    """(start block of the iteration, relative rounding error of a product, scale, norm of the images)."""
+    again = again / _ALPHA
+    scale = linalg.power_of_two(image)
+    image, again = image * scale, again * scale
+    size = jnp.linalg.norm(image)
+    defect = jnp.linalg.norm(image - again) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+    noise = 4 * jnp.maximum(defect, linalg.eps(size.dtype))
+    return jnp.where(size > 0, image, start), noise, scale, size
