@@ -113,11 +113,10 @@ def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) 
 
     def random_direction(Q: Array, key: Array) -> Array:
         w = jax.random.normal(key, (n,), W.dtype)
-        for _ in range(3):
-            w = remove(w / jnp.linalg.norm(w), Q)
+        w = jax.lax.fori_loop(0, 3, lambda _, w: remove(w / jnp.linalg.norm(w), Q), w)
         return w / jnp.linalg.norm(w)
 
-    def row(i: int, carry: Any) -> Any:
+    def row(i: Any, carry: Any) -> Any:
         Q, R, broke, key = carry
         key, fresh = jax.random.split(key)
         w = W[i]
@@ -140,10 +139,7 @@ def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) 
         return Q.at[i].set(q), R.at[i].set(coefficients), broke.at[i].set(vanished), key
 
     zeros = jnp.zeros((b, n), W.dtype), jnp.zeros((b, b), W.dtype), jnp.zeros(b, bool)
-    carry = (*zeros, key)
-    for i in range(b):
-        carry = row(i, carry)
-    return carry
+    return jax.lax.fori_loop(0, b, row, (*zeros, key))
 
 
 def orthonormal_rows(W: Array, key: Array) -> Array:

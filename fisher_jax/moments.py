@@ -131,7 +131,8 @@ def moments(F: Any, *, key: jax.Array | None = None, progress: Reporter | None =
     if matrix is not None and not np.isfinite(matrix).all():
         raise _checks.fail("moments", f"{operator!r} returned NaN or infinity", "check the weights, the data and the scale")
     if matrix is not None and len(matrix) <= DIAGONALIZED:
-        values = scipy.linalg.eigvalsh(matrix, check_finite=False, driver="evd")
+        with linalg.lapack(len(matrix)):
+            values = scipy.linalg.eigvalsh(matrix, check_finite=False, driver="evd")
         floor = dense_floor(values, matrix.dtype)
         psd = psd or bool(values[0] >= -floor)
         largest = _exact(float(values[-1]), floor, f"LAPACK on {len(matrix)} x {len(matrix)}")

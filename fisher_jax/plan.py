@@ -1,16 +1,18 @@
 """What a computation will cost, before it starts."""
 
-import time
-from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fisher_jax import _checks, linalg
+from fisher_jax.costs import matmul_rate
 from fisher_jax.fisher import FisherOperator, StreamedFisher
 from fisher_jax.gram import Tiles
 from fisher_jax.kernels import layout
-from fisher_jax.results import Plan
+from fisher_jax.operators import as_operator
+from fisher_jax.results import EigenPlan, Plan
+from fisher_jax.solvers.auto import Auto
 from fisher_jax.spectrum import MAX_SIZE, MAX_SIZE_WITH_VECTORS, group_parameters
 from fisher_jax.streamed import stage_bytes, stage_shapes
 
@@ -18,19 +20,31 @@ from fisher_jax.streamed import stage_bytes, stage_shapes
 LAPACK_SHARE = 0.2
 
 
-def plan(F: FisherOperator, *, by: str | None = None, vectors: int = 0) -> Plan:
-    """Operations, bytes, expected seconds and every parameter's kernel for `fj.spectrum` with the same arguments.
+def plan(
+    F: Any, k: int | None = None, *, method: Auto = Auto(), by: str | None = None, vectors: int = 0
+) -> Plan | EigenPlan:
+    """What `fj.spectrum(F)`, or with k `fj.eigsh(F, k)`, will do: operations, bytes, expected seconds, the method chosen.
 
-    Nothing of it is computed.
-
-    Times come from the rate of a matrix product measured once per process; expect them within a factor of two or three.
+    Nothing of it is computed. Times come from the rate of a matrix product measured once per process; expect them within a
+    factor of two or three.
 
     Args:
-        F: from `fj.fisher` or `fj.gradient_covariance`. by, vectors: as in `fj.spectrum`.
+        F: from `fj.fisher` or `fj.gradient_covariance`; with k, whatever `fj.eigsh` takes.
+        k: how many of the largest pairs. method: `fj.Auto(tol)`.
+        by, vectors: as in `fj.spectrum`, without k.
 
     Returns:
-        Plan, which prints itself; `plan.fits` says whether `fj.spectrum` would start.
+        Plan, whose `fits` says whether `fj.spectrum` would start, or EigenPlan, whose first route is the one that is taken.
+        Both print themselves.
+
+    Raises:
+        ArgumentError: F has no factor, k or vectors out of range, an unknown `by`.
     """
+    if k is not None:
+        operator = as_operator("plan", F)
+        if by is not None or vectors:
+            raise _checks.fail("plan", f"k={k} with by={by!r}, vectors={vectors}", "leave out k for the whole spectrum")
+        return method.plan(operator, _checks.integer("plan", "k", k, 1, operator.size))
     if not isinstance(F, FisherOperator):
         raise _checks.fail("plan", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")
     if by not in (None, "layer", "block"):
@@ -99,18 +113,3 @@ def plan(F: FisherOperator, *, by: str | None = None, vectors: int = 0) -> Plan:
         samples=samples,
         nearest=fitting // R,
     )
-
-
-@cache
-def matmul_rate() -> float:
-    """Operations per second of a float32 matrix product of 2048 rows on the default device."""
-    n = 2048
-    a = jnp.ones((n, n), jnp.float32)
-    multiply = linalg.precise_jit(lambda a: a @ a)
-    jax.block_until_ready(multiply(a))
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(multiply(a))
-        times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times)

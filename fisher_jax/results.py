@@ -262,6 +262,50 @@ class Plan:
         return "\n".join(lines)
 
 
+@record
+class Route:
+    """One way to the largest eigenvalues of an operator, and what it is expected to take."""
+
+    method: Any = static()
+    seconds: float = static()
+    products: int = static()  # of single vectors; zero where a matrix is formed
+    bytes: int = static()
+
+
+@record
+class EigenPlan:
+    """What `fj.eigsh` will do, what it will take, and what else it could do.
+
+    Times are those of compiled programs, for eigenvalues that fall off as those of networks do; slower decay takes more
+    products. Expect them within a factor of two or three.
+    """
+
+    k: int = static()
+    size: int = static()
+    iterated: int = static()  # rows of the smaller side
+    lifted: bool = static()  # that is the dual
+    rate: float = static()  # measured, operations per second of a matrix product
+    free_bytes: int = static()
+    routes: tuple[Route, ...] = static()  # the one that is taken first
+
+    def __repr__(self) -> str:
+        side = f"its dual of size {self.iterated}" if self.lifted else "the matrix itself"
+        names = [_options(r.method) for r in self.routes]
+        width = max(map(len, names))
+        lines = [f"the {self.k} largest of {self.size} eigenvalues, through {side}; taken: {names[0]}"]
+        for name, route in zip(names, self.routes, strict=True):
+            products = f"{route.products} products" if route.products else "explicit matrix"
+            room = "" if route.bytes <= self.free_bytes / 2 else "  DOES NOT FIT"
+            lines.append(f"  {name:<{width}}  about {route.seconds:<8.2g} s  {products:<15}  {_bytes(route.bytes)}{room}")
+        return "\n".join([*lines, f"  at the measured {self.rate:.2g} operations/s, {_bytes(self.free_bytes)} free"])
+
+
+def _options(method: Any) -> str:
+    """A method as one would write it: the options that are not their defaults."""
+    given = [f for f in dataclasses.fields(method) if getattr(method, f.name) != f.default]
+    return f"{type(method).__name__}({', '.join(f'{f.name}={getattr(method, f.name)!r}' for f in given)})"
+
+
 def _bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":

@@ -113,7 +113,8 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
     frobenius = float(np.sqrt(sum(np.dot(row, row) for row in (r.astype(np.float64) for r in host))))
     lifted = None
     if vectors:
-        values, U = scipy.linalg.eigh(host.T, overwrite_a=True, check_finite=False, driver="evd")
+        with linalg.lapack(n):
+            values, U = scipy.linalg.eigh(host.T, overwrite_a=True, check_finite=False, driver="evd")
         # Below rounding a vector would be any of the null space's.
         vectors = min(vectors, int(np.count_nonzero(values > dense_floor(values, host.dtype))))
         rows = jnp.asarray(U[:, ::-1][:, :vectors].T)
@@ -121,7 +122,8 @@ def _solve(F: FisherOperator, matrix: Any, dual: bool, vectors: int, size: int) 
             rows = complete(lift(F, rows), vectors, jnp.ones(vectors, bool), jax.random.key(0))
         lifted = rows.T if vectors else jnp.zeros((F.size, 0), F.dtype)
     else:
-        values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")
+        with linalg.lapack(n):
+            values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")
     floor = dense_floor(values, host.dtype)
     values = values[::-1]
     kept = values[values > floor]

@@ -142,26 +142,34 @@ def _found(factor: Factor) -> Map:
 
 
 def pays(factor: Factor, columns: int, products: float) -> bool:
-    """Are so many products in blocks of `columns` cheaper with kept features, making them included?
+    """Are so many products in blocks of `columns` cheaper with kept features, making them included?"""
+    plain, kept, made = product_operations(factor, columns)
+    return kept * products + made < plain * products
 
-    Operations are compared, with memory passes counted as operations.
+
+def product_operations(factor: Factor, columns: int) -> tuple[float, float, float]:
+    """Of one vector in a block of `columns`: (by a tangent and a cotangent pass, from kept features), and of making these.
+
+    Memory passes are counted as operations.
     """
-    leaves, structure = jax.tree.flatten(factor)
-    weights, passes, cotangents = _counts(structure, tuple((a.shape, a.dtype) for a in leaves))
-    R, backend = factor.rows_per_sample, jax.default_backend()
+    weights, passes, cotangents = counts(factor)
+    N, R, backend = factor.jacobian.data.samples, factor.rows_per_sample, jax.default_backend()
     once = PASS.get(backend, PASS_ELSEWHERE)
     # Per sample and column, both ways: two products per weight against four; g is read once for all columns and once more.
     kept = 4 * weights + SMALL.get(backend, 1.0) * once * cotangents * (1 + 2 / columns)
     made = (R + 1) * 2 * passes + 2 * once * cotangents
-    return kept * products + made < 8 * passes * products
+    return N * 8 * passes, N * kept, N * made
+
+
+def counts(factor: Factor) -> tuple[float, float, float]:
+    """Of one sample: products of weights, these as what they take of a pass, entries of all cotangents."""
+    leaves, structure = jax.tree.flatten(factor)
+    return _counts(structure, tuple((a.shape, a.dtype) for a in leaves))
 
 
 @lru_cache(maxsize=128)
 def _counts(structure: Any, shapes: tuple[Any, ...]) -> tuple[float, float, float]:
-    """Of one sample: products of weights, these as what they take of a pass, entries of all cotangents.
-
-    Kept for the structure of a factor: the network is not traced again for other weights.
-    """
+    """Kept for the structure of a factor: the network is not traced again for other weights."""
     factor = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*s) for s in shapes])
     found, R = _found(factor), factor.rows_per_sample
     convolution = CONVOLUTION.get(jax.default_backend(), 1.0)

@@ -205,7 +205,8 @@ class Tracker:
         trace = float(np.trace(host, dtype=np.float64))
         if not math.isfinite(trace):
             raise _checks.fail("track", "the Fisher matrix has NaN or infinity", "lower the learning rate")
-        values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")[::-1]
+        with linalg.lapack(len(host)):
+            values = scipy.linalg.eigvalsh(host.T, overwrite_a=True, check_finite=False, driver="evd")[::-1]
         floor = dense_floor(values, host.dtype)
         # Of zeros there are as many as one likes; those of K are not told from rounding.
         values = np.where(values > floor, values, 0.0)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from threadpoolctl import threadpool_limits
 
 from fisher_jax import _checks, linalg
 from fisher_jax.operators import LinearOperator, apply
@@ -50,7 +49,22 @@ def apply_rows(operator: Any, rows: Array, block: int, compiled: Any = apply) ->
         products = jax.lax.map(lambda Q: compiled(operator, Q.T).T, padded)
         return products.reshape(-1, products.shape[-1])[:k]
     # One at a time: several programs with collectives in flight can starve each other of threads on virtual CPU devices.
-    return jnp.concatenate([jax.block_until_ready(compiled(operator, Q.T).T) for Q in padded])[:k]
+    images = None
+    for i in range(len(padded)):
+        image = jax.block_until_ready(compiled(operator, _pick(padded, i)).T)
+        images = jnp.zeros((len(padded), *image.shape), image.dtype) if images is None else images
+        images = _place(images, image, i)
+    return rows[:0] if images is None else images.reshape(-1, images.shape[-1])[:k]
+
+
+@jax.jit
+def _pick(blocks: Array, i: Any) -> Array:
+    return jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False).T
+
+
+@partial(jax.jit, donate_argnums=0)
+def _place(images: Array, image: Array, i: Any) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(images, image, i, 0)
 
 
 def smaller_side(operator: LinearOperator) -> LinearOperator:
@@ -156,12 +170,12 @@ class HostLoop:
     """Surrounds a loop of products and small decompositions.
 
     The first Ctrl-C becomes a flag that is looked at between steps, so that no state is lost; the second raises. LAPACK gets
-    one thread: the others of OpenBLAS spin for a while after each call, and products between the calls take twice as long.
+    one thread.
     """
 
     def __enter__(self) -> "HostLoop":
         self.asked = False
-        self.threads = threadpool_limits(1, "blas")
+        self.lapack = linalg.lapack().__enter__()
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
             self.before = signal.signal(signal.SIGINT, self._ask)
@@ -174,6 +188,6 @@ class HostLoop:
         print("\ninterrupted: finishing with what has converged; Ctrl-C again to stop at once", file=sys.stderr)
 
     def __exit__(self, *exception: Any) -> None:
-        self.threads.restore_original_limits()
+        self.lapack.__exit__(*exception)
         if self.main:
             signal.signal(signal.SIGINT, self.before)

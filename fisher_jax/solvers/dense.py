@@ -54,7 +54,8 @@ class Dense:
                 )
             skew = float(jnp.max(jnp.abs(matrix - matrix.T) * scale))
             check_symmetry("eigsh", operator, skew / max(largest, 1e-30), 1e4 * linalg.eps(matrix.dtype))
-        values, rows, rest, norm = _top_rows(matrix * scale, min(k, side.size))
+        with linalg.lapack(side.size):
+            values, rows, rest, norm = jax.block_until_ready(_top_rows(matrix * scale, min(k, side.size)))
         spent = k
         if side is not operator:
             rows = complete(lift(operator, rows), k, values > values[0] * linalg.eps(side.dtype) * side.size, key)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fisher_jax import _checks, krylov, linalg
 from fisher_jax.krylov import Basis, Change
@@ -260,47 +261,56 @@ def _step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
 
     In parts, so that the product is compiled once for all callers, and the long vectors are changed in place.
     """
-    W = apply(side, _next_block(state.basis))
-    state, change = _grow(state, W, limits, plan)
-    if bool(change.rotate):
-        state = state._replace(basis=_move(state.basis, change))
-    return state
-
-
-@partial(linalg.precise_jit, static_argnums=3, donate_argnums=0)
-def _grow(state: _State, W: Array, limits: _Limits, plan: _Plan) -> tuple[_State, Change]:
-    return _decide(state, krylov.append(state.basis, W.T), limits, plan)
-
-
-_next_block, _move = jax.jit(krylov.next_block), linalg.precise_jit(krylov.move, donate_argnums=0)
+    basis = _append(state.basis, apply(side, _next_block(state.basis)))
+    state, change = _decide_apart(_without_rows(state, basis), limits, plan)
+    state = _with_rows(state, basis)
+    return state._replace(basis=_move(state.basis, change)) if bool(change.rotate) else state
 
 
 def _one_step(side: Any, state: _State, limits: _Limits, plan: _Plan) -> _State:
-    state, change = _decide(state, krylov.expand(lambda V: apply(side, V), state.basis), limits, plan)
-    return state._replace(basis=krylov.move(state.basis, change))
+    basis = krylov.expand(lambda V: apply(side, V), state.basis)
+    state, change = _decide(_without_rows(state, basis), limits, plan)
+    return state._replace(basis=krylov.move(_with_rows(state, basis).basis, change))
 
 
-def _decide(state: _State, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[_State, Change]:
-    """After a step that has led to `basis`: look, judge, or go on."""
+@partial(linalg.precise_jit, donate_argnums=0)
+def _append(basis: Basis, W: Array) -> Basis:
+    return krylov.append(basis, W.T)
+
+
+def _without_rows(state: _State, basis: Basis) -> _State:
+    """With the small arrays of a basis only: a branch that carried the long vectors would copy them."""
+    none = np.zeros((0, 0), basis.vectors.dtype)
+    return state._replace(basis=basis._replace(vectors=none, images=none))
+
+
+def _with_rows(state: _State, basis: Basis) -> _State:
+    return state._replace(basis=state.basis._replace(vectors=basis.vectors, images=basis.images))
+
+
+def _decide(state: _State, limits: _Limits, plan: _Plan) -> tuple[_State, Change]:
+    """After a step: look, judge, or go on. No long vectors are touched."""
     every = max(1, (plan.m - plan.k) // (16 * plan.b))
     often = max(1, (plan.m - plan.k) // (32 * plan.b))
-    state = state._replace(basis=basis, steps=state.steps + 1, searched=state.searched + 1)
+    basis = state.basis
+    state = state._replace(steps=state.steps + 1, searched=state.searched + 1)
     full = basis.size + plan.b > plan.m
     # Near the end a look costs less than a step too many; `worst` is NaN before the first.
     near = state.worst <= NEAR * jnp.maximum(limits.tol, limits.noise)
     look = full | near | (state.steps % every == 0)
     over = full | ((state.searched >= FIRST_LOOK) & (state.searched % often == 0))
     branch = jnp.where(state.phase == ITERATE, jnp.where(look, 1, 0), jnp.where(over, 2, 0))
-    # Decisions see the small arrays only: a branch that carried the long vectors would copy them.
-    none = jnp.zeros(0, basis.vectors.dtype)
-    small = state._replace(basis=basis._replace(vectors=none, images=none))
     decide = [
         lambda s: (s, krylov.unchanged(s.basis)),
         lambda s: _look(s, limits, plan, full),
         lambda s: _judge(s, limits, plan, full),
     ]
-    state, change = jax.lax.switch(branch, decide, small)
-    return state._replace(basis=state.basis._replace(vectors=basis.vectors, images=basis.images)), change
+    return jax.lax.switch(branch, decide, state)
+
+
+# Many small operations, run rarely: optimizing them takes longer than they do.
+_decide_apart = linalg.precise_jit(_decide, static_argnums=2, compiler_options={"xla_backend_optimization_level": 0})
+_next_block, _move = jax.jit(krylov.next_block), linalg.precise_jit(krylov.move, donate_argnums=0)
 
 
 def _wanted(values: Array, residuals: Array, basis: Basis, limits: _Limits, plan: _Plan) -> tuple[Array, Array, Array]:

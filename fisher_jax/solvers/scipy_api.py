@@ -18,13 +18,14 @@ from fisher_jax.operators import LinearOperator, ScaledOperator, SignedOperator,
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers import unseen
 from fisher_jax.solvers.api import check_function
-from fisher_jax.solvers.auto import DENSE_SIZE
 from fisher_jax.solvers.base import check_symmetry
 from fisher_jax.solvers.dense import MAX_SIZE
 from fisher_jax.solvers.lanczos import Lanczos
 from fisher_jax.solvers.lifting import complete as complete_rows
 
 WHERE = "scipy_eigsh"
+# Up to this size diagonalizing takes less time than compiling an iteration.
+DENSE_SIZE = 1000
 WHICH = ("LM", "SM", "LA", "SA", "BE")
 # Below this multiple of k rows, most of the space would be asked for: it is diagonalized.
 SHARE = 4
