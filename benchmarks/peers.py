@@ -42,6 +42,12 @@ class Problem:
     def F(self) -> Any:
         return fj.fisher(self.model, self.x, fj.Categorical())
 
+    def multiply(self, V: Any) -> Any:
+        """F V; on a CPU, convolutions vector by vector, which is 35 times faster there than a block."""
+        if V.ndim == 2 and self.x.ndim == 4 and jax.default_backend() == "cpu":
+            return np.stack([np.asarray(self.F @ v) for v in V.T], axis=1)
+        return self.F @ V
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """A density is as good as its random vectors: several draws."""
@@ -77,7 +83,7 @@ def reference(problem: Problem) -> np.ndarray:
     if n <= DIRECT:
         values = scipy.linalg.eigh(K, eigvals_only=True, subset_by_index=[n - k, n - 1])
     else:
-        values = scipy.sparse.linalg.eigsh(K, k, tol=1e-12, return_eigenvectors=False)
+        values = scipy.sparse.linalg.eigsh(K, k, tol=1e-12, return_eigenvectors=False)  # type: ignore[arg-type]
     return np.maximum(np.sort(values)[::-1], 0)
 
 
@@ -118,7 +124,7 @@ def ours(method: Any) -> Callable[[Problem], Any]:
 
         def solve(seed: int) -> Found:
             top = fj.eigsh(F, problem.k, method=method, key=jax.random.key(seed))
-            return Found(top.values, top.vectors, int(top.matvecs), F.__matmul__)
+            return Found(top.values, top.vectors, int(top.matvecs), problem.multiply)
 
         return solve
 
@@ -132,7 +138,7 @@ def sketch(problem: Problem) -> Any:
         empty = fj.Sketch(F.size, 2 * problem.k + 50, key=jax.random.key(seed))
         # Values are wanted however large their bounds are.
         top = empty.add(F, weight=len(problem.x)).eigsh(problem.k, tol=1e3)
-        return Found(top.values, top.vectors, int(top.matvecs), F.__matmul__)
+        return Found(top.values, top.vectors, int(top.matvecs), problem.multiply)
 
     return solve
 
@@ -141,9 +147,9 @@ def arpack(problem: Problem) -> Any:
     F = problem.F
 
     def solve(seed: int, tol: float) -> Found:
-        A = Counted(F.__matmul__, F.size)
+        A = Counted(problem.multiply, F.size)
         values, vectors = scipy.sparse.linalg.eigsh(A.operator, problem.k, tol=tol, v0=normal(seed, F.size))  # type: ignore[arg-type]
-        return Found(values[::-1], vectors[:, ::-1], A.products, F.__matmul__)
+        return Found(values[::-1], vectors[:, ::-1], A.products, problem.multiply)
 
     return solve
 
@@ -159,7 +165,7 @@ def arpack_dual(problem: Problem) -> Any:
         values, U = scipy.sparse.linalg.eigsh(K.operator, k, tol=tol, v0=normal(seed, kept.dual.size))  # type: ignore[arg-type]
         vectors = np.concatenate([np.asarray(lift(kept, u[:, None])) for u in U.T[::-1]], axis=1)
         vectors /= np.linalg.norm(vectors, axis=0)
-        return Found(values[::-1], vectors, K.products + -(-k // 2), F.__matmul__)
+        return Found(values[::-1], vectors, K.products + -(-k // 2), problem.multiply)
 
     return solve
 
@@ -168,9 +174,9 @@ def lobpcg(problem: Problem) -> Any:
     F = problem.F
 
     def solve(seed: int, tol: float) -> Found:
-        A, X = Counted(F.__matmul__, F.size), normal(seed, F.size, problem.k)
+        A, X = Counted(problem.multiply, F.size), normal(seed, F.size, problem.k)
         values, vectors = scipy.sparse.linalg.lobpcg(A.operator, X, tol=tol * problem.norm, maxiter=1000)[:2]
-        return Found(values, vectors, A.products, F.__matmul__)
+        return Found(values, vectors, A.products, problem.multiply)
 
     return solve
 
@@ -185,7 +191,7 @@ def lobpcg_standard(problem: Problem) -> Any:
 
     def solve(seed: int, iterations: int) -> Found:
         values, vectors, done = lobpcg_standard(multiply, jnp.asarray(normal(seed, F.size, k)), m=iterations, tol=0.0)
-        return Found(values, vectors, k + 4 * k * int(done), F.__matmul__)
+        return Found(values, vectors, k + 4 * k * int(done), problem.multiply)
 
     return solve
 
@@ -196,9 +202,9 @@ def primme(problem: Problem) -> Any:
     F = problem.F
 
     def solve(seed: int, tol: float) -> Found:
-        A = Counted(F.__matmul__, F.size)
+        A = Counted(problem.multiply, F.size)
         values, vectors = primme.eigsh(A.operator, problem.k, which="LA", tol=tol, v0=normal(seed, F.size, 1))
-        return Found(values, vectors, A.products, F.__matmul__)
+        return Found(values, vectors, A.products, problem.multiply)
 
     return solve
 

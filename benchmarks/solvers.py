@@ -114,10 +114,9 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 # --- all rows, in turn ------------------------------------------------------------------------------------------------
 
 
-def child(arguments: list[str], threads: str | None = None, double: bool = False) -> dict[str, Any]:
+def child(arguments: list[str], threads: str | None = None) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
     environment |= {} if threads is None else {"OPENBLAS_NUM_THREADS": threads}
-    environment |= {"JAX_ENABLE_X64": "1"} if double else {}
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
@@ -138,7 +137,7 @@ def run_part(part: str, small: bool, rounds: int, repeat: int) -> tuple[str, dic
     results: dict[str, dict[str, Any]] = {name: {"method": name} for name in rows}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/reference.npy"
-        stopped = child(["--reference", part, path, *flag], double=True).get("stopped")
+        stopped = child(["--reference", part, path, *flag]).get("stopped")
         if stopped:
             raise RuntimeError(f"the reference of {part} failed: {stopped}")
         for name, row in rows.items():
@@ -202,7 +201,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.reference:
         part, path = options.reference
-        np.save(path, reference(problem(part, options.small)))
+        given = problem(part, options.small)  # before: in float64 other weights are drawn
+        jax.config.update("jax_enable_x64", True)
+        np.save(path, reference(given))
         return
     if options.row:
         # For what others compile of our products; those of F @ v are so anyway.
