@@ -46,6 +46,31 @@ def mlp(model: Any) -> nn.Module:
     return nn.Sequential(*[m for layer in hidden for m in (layer, nn.ReLU())], last)
 
 
+class ResidualBlock(nn.Module):
+    def __init__(self, block: Any):
+        super().__init__()
+        self.norms = nn.ModuleList([batch_norm(norm) for norm in block.norms])
+        self.convs = nn.ModuleList([conv(layer) for layer in block.convs])
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        branch = h
+        for norm, layer in zip(self.norms, self.convs, strict=True):
+            branch = layer(nf.relu(norm(branch)))
+        return h + branch
+
+
+class ResNet(nn.Module):
+    """Takes images with channels last, as the Flax one."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.stem, self.readout = conv(model.stem), linear(model.readout)
+        self.blocks = nn.Sequential(*[ResidualBlock(block) for block in model.blocks])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(nf.relu(self.blocks(self.stem(x.permute(0, 3, 1, 2)))).mean((2, 3)))
+
+
 class Unit(nn.Module):
     def __init__(self, unit: Any):
         super().__init__()
@@ -103,7 +128,7 @@ class Transformer(nn.Module):
         return self.readout(self.norm(self.blocks(self.tokens(x) + self.positions)).mean(1))
 
 
-TWINS = {"MLP": mlp, "ResNet20": ResNet20, "Transformer": Transformer}
+TWINS = {"MLP": mlp, "ResNet": ResNet, "ResNet20": ResNet20, "Transformer": Transformer}
 
 
 def jacobian_product(model: Any, x: np.ndarray, chunk: int) -> np.ndarray:
@@ -151,3 +176,40 @@ def vivit_gram(model: Any, x: np.ndarray) -> np.ndarray:
     K = sum(getattr(p, extension.savefield)["gram_mat"]() for p in network.parameters())
     n = len(x) * 10
     return (K.permute(1, 0, 3, 2).reshape(n, n) / (2 * len(x))).detach().numpy()  # type: ignore[union-attr]
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def gauss_newton(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+    """curvlinops' Gauss–Newton operator of the mean cross-entropy, equal to F, which counts its products."""
+    from curvlinops import GGNLinearOperator  # type: ignore
+
+    class Counting(GGNLinearOperator):
+        products = 0
+
+        def _matmat(self, M: list[torch.Tensor]) -> list[torch.Tensor]:
+            self.products += M[0].shape[-1]
+            return super()._matmat(M)
+
+    network = TWINS[type(model).__name__](model)
+    data = [(tensor(x), tensor(y).long())]
+    return Counting(network, nn.CrossEntropyLoss(), list(network.parameters()), data)
+
+
+def pyhessian(model: Any, G: Any) -> Any:
+    """PyHessian's algorithms, which know the Hessian alone, with the product of G in its place."""
+    from pyhessian import hessian  # type: ignore
+
+    class GaussNewton(hessian):
+        def dataloader_hv_product(self, v: list[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+            image = G @ v
+            return sum(float((a * b).sum()) for a, b in zip(image, v, strict=True)), image
+
+    return GaussNewton(TWINS[type(model).__name__](model), None, dataloader=(), cuda=False)
+
+
+def eig(T: torch.Tensor, eigenvectors: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.eig` of a symmetric matrix, which PyTorch no longer has and PyHessian's density calls."""
+    values, vectors = torch.linalg.eigh(T)
+    return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
