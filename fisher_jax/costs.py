@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fisher_jax import _checks
+from fisher_jax import _checks, linalg
 from fisher_jax.factor import Factor
 from fisher_jax.kernels import PASS, PASS_ELSEWHERE, layout
 from fisher_jax.operators import LinearOperator, MatrixOperator, SparseOperator, apply
@@ -18,8 +18,9 @@ from fisher_jax.structured import counts, product_operations
 
 # Where several processes have to come to the same decision, none measures.
 NOMINAL_RATE = 1e11
-# Diagonalizing with vectors in operations of a matrix product that would take as long, over n³; and for small n in seconds.
-EIGH, EIGH_LEAST = 9.0, 1e-3
+# Diagonalizing with vectors: operations over n³ of a matrix product that takes as long (a CPU, timed), with one LAPACK
+# thread and with all; and seconds for small n.
+EIGH_ONE, EIGH_ALL, EIGH_LEAST = 25.0, 15.0, 1e-3
 # Numbers moved for each entry of a sparse matrix and column.
 GATHER = 4.0
 
@@ -52,7 +53,7 @@ def seconds(operations: float) -> float:
 
 
 def eigh_seconds(n: int) -> float:
-    return EIGH_LEAST + seconds(EIGH * float(n) ** 3)
+    return EIGH_LEAST + seconds((EIGH_ONE if n < linalg.THREADED else EIGH_ALL) * float(n) ** 3)
 
 
 def product_seconds(operator: LinearOperator, columns: int, products: float) -> float:

@@ -142,12 +142,6 @@ def _orthonormalize(W: Array, V: Array, before: Array, norm: Array, key: Array) 
     return jax.lax.fori_loop(0, b, row, (*zeros, key))
 
 
-def orthonormal_rows(W: Array, key: Array) -> Array:
-    """Gram–Schmidt on the rows of W `(k, n)`; rows that vanish become random directions orthogonal to the others."""
-    lengths = jnp.linalg.norm(W, axis=1)
-    return _orthonormalize(W, jnp.zeros_like(W[:1]), lengths, jnp.max(lengths), key)[0]
-
-
 def ritz(basis: Basis, skip: Any = 0) -> tuple[Array, Array, Array]:
     """Ritz values `(m,)` descending, coefficient columns S `(m, m)`, residual norms `(m,)` of rows skip..size of the basis.
 

@@ -136,8 +136,7 @@ class MatrixOperator(LinearOperator):
         _check_dtype("MatrixOperator", matrix.dtype)
         matrix = jnp.asarray(matrix)
         if not _checks.traced(matrix) and matrix.size:
-            scale = float(jnp.max(jnp.abs(matrix)))
-            skew = float(jnp.max(jnp.abs(matrix - matrix.T)))
+            scale, skew = map(float, _scale_and_skew(matrix))
             if not skew <= 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
                 raise _checks.fail("MatrixOperator", f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
         object.__setattr__(self, "matrix", matrix)
@@ -155,6 +154,18 @@ class MatrixOperator(LinearOperator):
 
     def dense(self) -> Array:
         return self.matrix
+
+
+def symmetric(matrix: Array) -> MatrixOperator:
+    """The operator of a matrix that is symmetric by construction: reading it twice to see that takes as long as to build it."""
+    operator = object.__new__(MatrixOperator)
+    object.__setattr__(operator, "matrix", matrix)
+    return operator
+
+
+@jax.jit
+def _scale_and_skew(matrix: Array) -> tuple[Array, Array]:
+    return jnp.max(jnp.abs(matrix)), jnp.max(jnp.abs(matrix - matrix.T))
 
 
 @record

@@ -19,9 +19,8 @@ from fisher_jax.solvers.lanczos import Lanczos
 BLOCKS, WIDE_BLOCKS = (1, 4), (1, 4, 16)
 # What a step costs beside its product and its basis: programs started by the host.
 STEP_SECONDS = 4e-4
-# Seconds to compile each, of which a tenth counts: programs are made once for all solves of one shape.
-COMPILING = {"Dense": 0.5, "Gram": 6.0, "Lanczos": 5.0}
-SHARE = 0.1
+# What takes less is diagonalized: an iteration saves nothing that would be felt, and takes seconds to compile.
+SHORT = 0.05
 # Reduced precision is taken where it is so many times faster, and its rounding stays below the tolerance.
 FASTER, ROUNDING = 1.5, {"tensorfloat32": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -59,7 +58,12 @@ class Auto:
         """All routes to the k largest pairs, the one that is taken first."""
         free = linalg.free_memory()
         routes = [*_dense(operator, k), *_iterations(operator, k, self.tol), *_gram(operator, k, self.tol)]
-        order = sorted(routes, key=lambda r: (r.bytes > free / 2, r.seconds + SHARE * COMPILING[type(r.method).__name__]))
+
+        def preference(route: Route) -> tuple[bool, bool, float]:
+            short = isinstance(route.method, Dense) and route.seconds < SHORT
+            return route.bytes > free / 2, not short, route.seconds
+
+        order = sorted(routes, key=preference)
         side = smaller_side(operator)
         return EigenPlan(
             k=k,

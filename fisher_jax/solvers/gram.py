@@ -7,7 +7,7 @@ import jax
 
 from fisher_jax import _checks
 from fisher_jax._record import record
-from fisher_jax.operators import LinearOperator, MatrixOperator
+from fisher_jax.operators import LinearOperator, MatrixOperator, symmetric
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.base import Reporter
 from fisher_jax.solvers.lanczos import Lanczos
@@ -74,6 +74,6 @@ class Gram:
             raise _checks.fail(
                 "Gram", f"K is {operator.dual.size} x {operator.dual.size}, F {operator.size}", "use method=fj.Lanczos()"
             )
-        stored = _StoredDual(operator, MatrixOperator(operator.dual.dense()))
+        stored = _StoredDual(operator, symmetric(operator.dual.dense()))
         result = Lanczos(tol=self.tol, block=self.block).solve(stored, k, key=key, v0=None, above=above, progress=progress)
         return dataclasses.replace(result, method=f"Gram: {result.method}")

@@ -117,35 +117,19 @@ class Lanczos:
         if operator is not exact:
             noise = jnp.maximum(noise, product_error(side, smaller_side(exact), block))
             spent += b
-        side, reachable = ScaledOperator(side, scale), noise
+        side = ScaledOperator(side, scale)
         threshold = scale * jnp.asarray(0.0 if above is None else above, side.dtype)
         limits = _Limits(jnp.asarray(self.tol, side.dtype), noise, threshold)
         state = _begin(plan, block, k_run)
         if _checks.traced((operator, state, limits)):
-            state = _advance(side, state, limits, plan, jnp.asarray(2**30, jnp.int32))
-            interrupted = False
+            state, interrupted = _advance(side, state, limits, plan, jnp.asarray(2**30, jnp.int32)), False
         else:
             state, interrupted = _drive(side, state, limits, plan, progress, spent)
             check_symmetry("eigsh", operator, float(state.basis.skew / state.basis.norm), float(_most_skew(limits)))
-        # Less than the whole basis where the run ended early: diagonalizing T is the longest wait at large m.
-        used = m if _checks.traced(state) else min(m, -(-max(int(state.basis.size), k) // 64) * 64)
-        rows, images, count, norm = _extract(state, limits, plan, used)
-        if above is not None and not _checks.traced(count):
-            rows, images = (a[: max(1, int(count))] for a in (rows, images))
-        values, within = measured(rows, images)
-        residuals, wanted = within, jnp.arange(rows.shape[0], dtype=jnp.int32) < count
-        if not _checks.traced(state) and int(state.phase) != DONE:
-            # Stopped early: work on what has converged only.
-            done = jnp.flatnonzero(within <= jnp.maximum(limits.tol, noise) * norm)
-            rows, images, values, within, residuals, wanted = (
-                a[done] for a in (rows, images, values, within, residuals, wanted)
-            )
-        if lifted and rows.shape[0]:
-            rows, values, residuals, within, extra = lift_pairs(operator, scale, rows, images, values, norm, noise, k_lift)
-            spent += extra
-            # Lifting divides by √λ, and the rounding error of the residuals with it.
-            smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
-            reachable = noise * jnp.sqrt(norm / smallest)
+        rows, values, residuals, within, wanted, norm, reachable, extra = _collect(
+            operator, scale, state, limits, plan, k_lift
+        )
+        spent += extra
         # With `above` the list is as long as it is, but for a row of NaN if empty, which is dropped below.
         missing = (k if above is None else 1) - rows.shape[0]
         if missing > 0:
@@ -447,6 +431,40 @@ def _judge(state: _State, limits: _Limits, plan: _Plan, full: Array) -> tuple[_S
 
     branch = jnp.where(missed, 1, jnp.where(enough, 2, jnp.where(full, 3, 0)))
     return jax.lax.switch(branch, [lambda s: (s, krylov.unchanged(s.basis)), back, finish, again], state)
+
+
+class _Pairs(NamedTuple):
+    rows: Array  # (k, size) eigenvectors, of the operator itself
+    values: Array  # (k,)
+    residuals: Array  # (k,)
+    within: Array  # (k,) residuals that bound the values' errors: those of the dual, where that was iterated
+    wanted: Array  # (k,) bool
+    norm: Array  # ()
+    reachable: Array  # () the least residual over the norm that rounding allows
+    spent: int  # products
+
+
+def _collect(operator: LinearOperator, scale: Array, state: _State, limits: _Limits, plan: _Plan, key: Array) -> _Pairs:
+    """The pairs that an iteration has found, lifted."""
+    traced = _checks.traced((state, operator))
+    # Less than the whole basis where the run ended early: diagonalizing T is the longest wait at large m.
+    used = plan.m if traced else min(plan.m, -(-max(int(state.basis.size), plan.k) // 64) * 64)
+    rows, images, count, norm = _extract(state, limits, plan, used)
+    if plan.threshold and not traced:
+        rows, images = (a[: max(1, int(count))] for a in (rows, images))
+    values, within = measured(rows, images)
+    wanted = jnp.arange(rows.shape[0], dtype=jnp.int32) < count
+    if not traced and int(state.phase) != DONE:
+        # Stopped early: work on what has converged only.
+        done = jnp.flatnonzero(within <= jnp.maximum(limits.tol, limits.noise) * norm)
+        rows, images, values, within, wanted = (a[done] for a in (rows, images, values, within, wanted))
+    if not plan.lifted or not rows.shape[0]:
+        return _Pairs(rows, values, within, within, wanted, norm, limits.noise, 0)
+    lifted = lift_pairs(operator, scale, rows, images, values, norm, limits.noise, limits.tol, key)
+    rows, values, residuals, within, spent = lifted
+    # Lifting divides by √λ, and the rounding error of the residuals with it.
+    smallest = jnp.min(jnp.where(wanted & (values > 10 * limits.noise * norm), values, norm))
+    return _Pairs(rows, values, residuals, within, wanted, norm, limits.noise * jnp.sqrt(norm / smallest), spent)
 
 
 @partial(linalg.precise_jit, static_argnums=(2, 3))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from fisher_jax import _checks, linalg
-from fisher_jax.krylov import orthonormal_rows
 from fisher_jax.operators import LinearOperator
 from fisher_jax.solvers.base import apply_rows, measured
 
@@ -30,11 +29,19 @@ def complete(rows: Array, k: int, meaningful: Array, key: Array) -> Array:
 
     Null vectors of the dual have no image under Aᵀ; any direction orthogonal to all other eigenvectors is one of F.
     """
-    rows = jnp.where(meaningful[:, None], rows, 0)
-    return _orthonormal_rows(jnp.pad(rows, ((0, max(0, k - rows.shape[0])), (0, 0))), key)
+    missing = max(0, k - rows.shape[0])
+    with linalg.lapack():
+        return jax.block_until_ready(
+            _completed(jnp.pad(rows, ((0, missing), (0, 0))), jnp.pad(meaningful, (0, missing)), key)
+        )
 
 
-_orthonormal_rows = linalg.precise_jit(orthonormal_rows)
+@linalg.precise_jit
+def _completed(rows: Array, meaningful: Array, key: Array) -> Array:
+    # QR takes the rows one after the other, as Gram-Schmidt: each is changed only by those before it.
+    random = jax.random.normal(key, rows.shape, rows.dtype) / rows.shape[1] ** 0.5
+    Q, R = jnp.linalg.qr(jnp.where(meaningful[:, None], rows, random).T)
+    return (Q * jnp.where(jnp.diag(R) < 0, -1, 1)[None]).T
 
 
 @linalg.precise_jit
@@ -43,33 +50,51 @@ def from_dual(operator: Any, U: Array) -> Array:
 
 
 def lift_pairs(
-    operator: LinearOperator, scale: Array, rows: Array, images: Array, values: Array, norm: Array, noise: Array, key: Array
+    operator: LinearOperator,
+    scale: Array,
+    rows: Array,
+    images: Array,
+    values: Array,
+    norm: Array,
+    noise: Array,
+    tol: Array,
+    key: Array,
 ) -> tuple[Array, Array, Array, Array, int]:
     """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
 
-    The residual of `y = Aᵀ u / √λ` is `Aᵀ r / √λ` with the residual r of u. All r lie along one direction q but for a
-    remainder e: `‖Aᵀ r‖ <= |r·q| ‖Aᵀ q‖ + ‖e‖ √λ_max`, one product with Aᵀ for all. Values lost in rounding have no such y;
-    then all pairs are measured with fresh products.
+    The residual of `y = Aᵀ u / √λ` is `Aᵀ r / √λ` with the residual r of u. In one Krylov space all r lie along one q
+    but for a remainder e: `‖Aᵀ r‖ <= |r·q| ‖Aᵀ q‖ + ‖e‖ √λ_max`, one product with Aᵀ for all. Where that exceeds tol·norm,
+    `Aᵀ r` itself is computed. Values lost in rounding have no such y; then all pairs are measured with fresh products.
     """
     k = rows.shape[0]
     meaningful = values > 10 * noise * jnp.max(values)
     lifted = lift(operator, rows)
-    if not _checks.traced((operator, meaningful)) and bool(meaningful.all()):
-        q, along, across, within = _split_residuals(rows, images, values)
-        image = from_dual(operator, q[:, None]).T
-        unit = linalg.power_of_two(image)
-        length = jnp.linalg.norm(image * unit) / unit * jnp.sqrt(scale)
-        return lifted, values, (along * length + across * jnp.sqrt(norm)) / jnp.sqrt(values), within, k // 2 + 1
-    lifted = complete(lifted, k, meaningful, key)
-    values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
-    return lifted, values, residuals, residuals, k + (k + 1) // 2
+    if _checks.traced((operator, meaningful)) or not bool(meaningful.all()):
+        lifted = complete(lifted, k, meaningful, key)
+        values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
+        return lifted, values, residuals, residuals, k + (k + 1) // 2
+    R, q, along, across, within = _split_residuals(rows, images, values)
+    residuals = (along * _lengths(operator, scale, q[None]) + across * jnp.sqrt(norm)) / jnp.sqrt(values)
+    loose = jnp.flatnonzero(~(residuals <= jnp.maximum(tol, noise) * norm))
+    if loose.size:
+        exact = _lengths(operator, scale, R[loose]) * within[loose] / jnp.sqrt(values[loose])
+        residuals = residuals.at[loose].min(exact)
+    return lifted, values, residuals, within, (k + loose.size) // 2 + 1
+
+
+def _lengths(operator: LinearOperator, scale: Array, directions: Array) -> Array:
+    """`‖Aᵀ q‖` of unit rows q."""
+    images = apply_rows(operator, directions, min(operator.width, directions.shape[0]), from_dual)
+    unit = linalg.power_of_two(images)
+    return jnp.linalg.norm(images * unit, axis=1) / unit * jnp.sqrt(scale)
 
 
 @linalg.precise_jit
-def _split_residuals(rows: Array, images: Array, values: Array) -> tuple[Array, Array, Array, Array]:
-    """Direction q of the largest residual; parts of all residuals along and across it; their norms."""
+def _split_residuals(rows: Array, images: Array, values: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Directions of the residuals, that of the largest; parts of all along and across it; their norms."""
     R = images - values[:, None] * rows
     norms = jnp.linalg.norm(R, axis=1)
-    q = R[jnp.argmax(norms)] / jnp.maximum(jnp.max(norms), jnp.finfo(R.dtype).tiny)
+    directions = R / jnp.maximum(norms, jnp.finfo(R.dtype).tiny)[:, None]
+    q = directions[jnp.argmax(norms)]
     along = R @ q
-    return q, jnp.abs(along), jnp.linalg.norm(R - along[:, None] * q[None], axis=1), norms
+    return directions, q, jnp.abs(along), jnp.linalg.norm(R - along[:, None] * q[None], axis=1), norms

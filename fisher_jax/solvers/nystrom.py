@@ -23,7 +23,7 @@ from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers import unseen
 from fisher_jax.solvers.base import HostLoop, Progress, Reporter, certify, check_symmetry, keep_above, measured, smaller_side
 from fisher_jax.solvers.dense import Dense
-from fisher_jax.solvers.randomized import lift_block
+from fisher_jax.solvers.lifting import lift_pairs
 from fisher_jax.solvers.start import start_block
 
 Array = jax.Array
@@ -89,8 +89,8 @@ class Nystrom:
                 values, within = measured(rows, products)
                 norm, residuals = jnp.maximum(found[0], jnp.max(values)), within
                 if lifted:
-                    arguments = rows, products, values, norm, noise, k_lift
-                    rows, values, residuals, within, extra = lift_block(operator, scale, *arguments)
+                    arguments = rows, products, values, norm, noise, jnp.asarray(self.tol, norm.dtype), k_lift
+                    rows, values, residuals, within, extra = lift_pairs(operator, scale, *arguments)
                     spent += extra
                 converged = residuals <= jnp.maximum(self.tol, noise) * norm
                 if progress is not None:

@@ -37,7 +37,7 @@ from fisher_jax.solvers.base import (
 )
 from fisher_jax.solvers.dense import Dense
 from fisher_jax.solvers.lanczos import SEARCH_SHARE
-from fisher_jax.solvers.lifting import from_dual, lift, lift_pairs
+from fisher_jax.solvers.lifting import lift_pairs
 from fisher_jax.solvers.start import start_block
 
 Array = jax.Array
@@ -130,7 +130,9 @@ class Randomized:
         residuals, reachable, norm = within, noise, look.norm
         wanted = within <= jnp.maximum(tol, noise) * norm
         if lifted:
-            rows, values, residuals, within, extra = lift_block(operator, scale, rows, images, values, norm, noise, k_lift)
+            rows, values, residuals, within, extra = lift_pairs(
+                operator, scale, rows, images, values, norm, noise, tol, k_lift
+            )
             spent += extra
             # Lifting divides by √λ, and the rounding error of the residuals with it.
             smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
@@ -291,18 +293,3 @@ def _shift(coupling: Array, gap: Array) -> Array:
     gap = jnp.maximum(gap, 0)
     total = gap + jnp.sqrt(gap**2 + 4 * coupling**2)
     return jnp.where(total > 0, 2 * coupling**2 / jnp.where(total > 0, total, 1), 0)
-
-
-def lift_block(
-    operator: LinearOperator, scale: Array, rows: Array, images: Array, values: Array, norm: Array, noise: Array, key: Array
-) -> tuple[Array, Array, Array, Array, int]:
-    """As `lift_pairs`, for residuals r that point in many directions: ‖Aᵀ r‖ / √λ from a product with each of them."""
-    if not bool((values > 10 * noise * jnp.max(values)).all()):
-        return lift_pairs(operator, scale, rows, images, values, norm, noise, key)
-    R = images - values[:, None] * rows
-    within = jnp.linalg.norm(R, axis=1)
-    directions = R / jnp.maximum(within, jnp.finfo(R.dtype).tiny)[:, None]
-    turned = from_dual(operator, directions.T).T
-    unit = linalg.power_of_two(turned)
-    lengths = jnp.linalg.norm(turned * unit, axis=1) / unit * jnp.sqrt(scale)
-    return lift(operator, rows), values, within * lengths / jnp.sqrt(values), within, rows.shape[0]
