@@ -20,32 +20,41 @@ from fisher_jax.structured import counts, product_operations
 NOMINAL_RATE = 1e11
 # Diagonalizing with vectors: operations over n³ of a matrix product that takes as long (a CPU, timed), with one LAPACK
 # thread and with all; and seconds for small n.
-EIGH_ONE, EIGH_ALL, EIGH_LEAST = 25.0, 15.0, 1e-3
+EIGH_ONE, EIGH_ALL, EIGH_LEAST = 25.0, 15.0, 3e-4
+# QR of k vectors of length n, over n k²: LAPACK goes through memory for it.
+ORTHONORMAL = 100.0
+# Tiles of K reach half the rate of a large product (`benchmarks/gram.py`).
+TILED = 2.0
 # Numbers moved for each entry of a sparse matrix and column.
 GATHER = 4.0
-
-
-def pass_cost() -> float:
-    """Operations of a matrix product that take as long as one number's way from memory and back."""
-    return PASS.get(jax.default_backend(), PASS_ELSEWHERE)
 
 
 @cache
 def matmul_rate(precision: str = "highest") -> float:
     """Operations per second of a float32 matrix product of 2048 rows on the default device; `precision` as in JAX."""
+    return NOMINAL_RATE if jax.process_count() > 1 else 2 * 2048**3 / _shortest(2048, 2048, precision)
+
+
+@cache
+def pass_cost() -> float:
+    """Operations of a matrix product that take as long as to read one number from memory, as products with vectors do."""
     if jax.process_count() > 1:
-        return NOMINAL_RATE
-    n = 2048
+        return PASS.get(jax.default_backend(), PASS_ELSEWHERE)
+    return matmul_rate() * _shortest(4096, 1, "highest") / 4096**2
+
+
+def _shortest(n: int, columns: int, precision: str) -> float:
+    """Seconds of a product of an (n, n) matrix with so many columns."""
     with jax.ensure_compile_time_eval(), jax.default_matmul_precision(precision):
-        a = jnp.ones((n, n), jnp.float32)
-        multiply = jax.jit(lambda a: a @ a)
-        jax.block_until_ready(multiply(a))
+        a, v = jnp.ones((n, n), jnp.float32), jnp.ones((n, columns), jnp.float32)
+        multiply = jax.jit(jnp.matmul)
+        jax.block_until_ready(multiply(a, v))
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            jax.block_until_ready(multiply(a))
+            jax.block_until_ready(multiply(a, v))
             times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times)
+    return min(times)
 
 
 def seconds(operations: float) -> float:
@@ -82,7 +91,7 @@ def product_seconds(operator: LinearOperator, columns: int, products: float) -> 
 def gram_seconds(factor: Factor) -> float:
     """Of building the dual matrix K from the layers."""
     leaves, structure = jax.tree.flatten(factor)
-    return seconds(_gram_operations(structure, tuple((a.shape, a.dtype) for a in leaves)))
+    return seconds(TILED * _gram_operations(structure, tuple((a.shape, a.dtype) for a in leaves)))
 
 
 @lru_cache(maxsize=128)

@@ -157,7 +157,7 @@ class MatrixOperator(LinearOperator):
 
 
 def symmetric(matrix: Array) -> MatrixOperator:
-    """The operator of a matrix that is symmetric by construction: reading it twice to see that takes as long as to build it."""
+    """The operator of a matrix that is symmetric by construction: to see that takes about as long as to build it."""
     operator = object.__new__(MatrixOperator)
     object.__setattr__(operator, "matrix", matrix)
     return operator

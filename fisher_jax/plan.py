@@ -1,6 +1,6 @@
 """What a computation will cost, before it starts."""
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from fisher_jax.streamed import stage_bytes, stage_shapes
 
 # LAPACK reduces to tridiagonal form half in matrix-vector products: its rate over that of a matrix product, on a CPU.
 LAPACK_SHARE = 0.2
+
+
+@overload
+def plan(F: FisherOperator, k: None = None, *, by: str | None = None, vectors: int = 0) -> Plan: ...
+
+
+@overload
+def plan(F: Any, k: int, *, method: Auto = Auto()) -> EigenPlan: ...
 
 
 def plan(

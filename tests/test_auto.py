@@ -1,5 +1,7 @@
 """The default method: its model of the work against counts by hand, its choices, and that every route agrees."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import scipy.sparse
 
 import fisher_jax as fj
-from fisher_jax import costs
+from fisher_jax import cli, costs
 from fisher_jax.kernels import PASS
 from fisher_jax.solvers import auto, start
 from fisher_jax.solvers.dense import MAX_SIZE
@@ -19,6 +21,7 @@ RATE = 1e9
 def rate(monkeypatch):
     """A machine of known speed."""
     monkeypatch.setattr(costs, "matmul_rate", lambda precision="highest": RATE)
+    monkeypatch.setattr(costs, "pass_cost", lambda: PASS["cpu"])
 
 
 def perceptron(samples=30, width=16):
@@ -64,13 +67,18 @@ def test_an_unknown_product_is_measured(rate):
 def test_processes_that_must_agree_do_not_measure(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     costs.matmul_rate.cache_clear()
-    assert costs.matmul_rate() == costs.NOMINAL_RATE
+    costs.pass_cost.cache_clear()
+    assert costs.matmul_rate() == costs.NOMINAL_RATE and costs.pass_cost() == PASS["cpu"]
     costs.matmul_rate.cache_clear()
+    costs.pass_cost.cache_clear()
 
 
 def test_the_measured_rate_is_that_of_a_product():
     costs.matmul_rate.cache_clear()
+    costs.pass_cost.cache_clear()
     assert 1e8 < costs.matmul_rate() < 1e16 and costs.matmul_rate() == costs.matmul_rate()
+    # No slower from memory than a thousandth of the products' rate, no faster than the products themselves.
+    assert 1 < costs.pass_cost() < 2000
 
 
 def test_every_route_gives_the_same_eigenvalues():
@@ -153,8 +161,9 @@ def test_bad_arguments_are_named():
     F = perceptron()
     with pytest.raises(fj.ArgumentError, match="plan: k=91 exceeds 90"):
         fj.plan(F.dual, 91)
+    by: Any = {"by": "layer"}
     with pytest.raises(fj.ArgumentError, match=r"plan: k=3 with by='layer'"):
-        fj.plan(F, 3, by="layer")
+        fj.plan(F, 3, **by)
     with pytest.raises(fj.ArgumentError, match=r"plan: operator is a str"):
         fj.plan("F", 3)
     with pytest.raises(fj.ArgumentError, match=r"Auto: tol"):
@@ -163,7 +172,7 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
 def test_loose_tolerances_hold_for_lifted_pairs(tol):
-    """Residuals grow by √(λ_max/λ) when they are lifted; a bound on that which is too loose is not taken for the residual."""
+    """Residuals grow by √(λ_max/λ) when they are lifted; a bound on that may be far too loose."""
     F = perceptron(samples=400, width=60)
     found = fj.eigsh(F, 60, method=fj.Lanczos(tol=tol), key=jax.random.key(0))
     assert found.converged.all()
@@ -175,3 +184,11 @@ def test_loose_tolerances_hold_for_lifted_pairs(tol):
 def test_measuring_names_who_asked():
     with pytest.raises(fj.ArgumentError, match=r"density: the operator returned NaN"):
         start.measure("density", fj.FunctionOperator(lambda V: V * jnp.nan, 10), jnp.ones((1, 10)))
+
+
+def test_the_command_line_plans_the_largest(capsys):
+    assert cli.main(["plan", "--samples", "20", "-k", "5", "--tol", "1e-3"]) == 0
+    out = capsys.readouterr().out
+    assert "the 5 largest of" in out and "taken: Dense()" in out and "Lanczos(tol=0.001" in out
+    assert cli.main(["plan", "--samples", "20", "-k", "5", "--by", "layer"]) == 2
+    assert "leave out --by" in capsys.readouterr().err

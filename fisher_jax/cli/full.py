@@ -41,12 +41,17 @@ def add(commands: Any) -> None:
     full.set_defaults(run=run_full, chunk="auto")
     plan = commands.add_parser(
         "plan",
-        help="what `full` would cost: operations, bytes, seconds, and the kernel of every parameter",
-        description="Operations, memory and expected time of `fisher-jax full` with the same arguments. Makes the "
-        "network, unless --streamed, but computes nothing with it and writes nothing.",
+        help="what `full`, or with -k `spectrum`, would cost: operations, bytes, seconds, kernels or methods",
+        description="Operations, memory and expected time of `fisher-jax full` with the same arguments; with -k those of "
+        "`fisher-jax spectrum -k K`, by every method, the one it would take first. Makes the network, unless --streamed, "
+        "but computes nothing with it and writes nothing.",
     )
     arguments(plan)
     _parts_arguments(plan)
+    plan.add_argument("-k", type=int, help="plan the k largest eigenvalues instead of all")
+    plan.add_argument(
+        "--tol", type=float, default=1e-6, help="with -k: residual over the largest eigenvalue (default: 1e-6)"
+    )
     plan.set_defaults(run=run_plan, chunk="auto")
 
 
@@ -61,7 +66,12 @@ def run_plan(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     F, title, _ = problem(options)
-    print(f"{title}\n{fj.plan(F, by=options.by, vectors=options.vectors)}")
+    if options.k is None:
+        print(f"{title}\n{fj.plan(F, by=options.by, vectors=options.vectors)}")
+        return 0
+    if options.by or options.vectors:
+        raise fj.ArgumentError("plan: -k is for the largest eigenvalues of the whole; leave out --by and --vectors")
+    print(f"{title}\n{fj.plan(F, options.k, method=fj.Auto(options.tol))}")
     return 0
 
 

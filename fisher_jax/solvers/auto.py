@@ -17,8 +17,8 @@ from fisher_jax.solvers.lanczos import Lanczos
 
 # Blocks that are considered: a CPU multiplies several vectors faster than one by one with explicit matrices only.
 BLOCKS, WIDE_BLOCKS = (1, 4), (1, 4, 16)
-# What a step costs beside its product and its basis: programs started by the host.
-STEP_SECONDS = 4e-4
+# What a step costs beside its product and its basis, for each vector and once: programs started by the host.
+STEP_SECONDS = 2.5e-4
 # What takes less is diagonalized: an iteration saves nothing that would be felt, and takes seconds to compile.
 SHORT = 0.05
 # Reduced precision is taken where it is so many times faster, and its rounding stays below the tolerance.
@@ -91,7 +91,9 @@ def _dense(operator: LinearOperator, k: int) -> list[Route]:
     else:
         formed = costs.primal_seconds(factor)
     # The vectors are lifted, and all multiplied once more for their residuals.
-    finish = k * costs.product_seconds(operator, 1, k) * (1.5 if side is not operator else 1)
+    finish = k * costs.product_seconds(operator, 1, k)
+    if side is not operator:
+        finish = 1.5 * finish + costs.seconds(costs.ORTHONORMAL * operator.size * float(k) ** 2)
     return [Route(Dense(), formed + costs.eigh_seconds(n) + finish, 0, 4 * n * n * itemsize)]
 
 
@@ -149,8 +151,8 @@ def _lanczos(side: LinearOperator, k: int, b: int) -> tuple[int, float]:
     products = 2 * k + 25 + 12 * (b - 1)
     steps = products / b
     numbers = 3.0 * steps * m * n + 2.0 * k * m * n / costs.pass_cost()
-    looks = min(steps, 24)
-    return products, costs.seconds(costs.pass_cost() * numbers) + looks * costs.eigh_seconds(m) + steps * STEP_SECONDS
+    step = (1 + b) * STEP_SECONDS + costs.eigh_seconds(m) / 2  # some every few steps, near the end after each
+    return products, costs.seconds(costs.pass_cost() * numbers) + steps * step
 
 
 def _bytes(side: LinearOperator, k: int, b: int) -> int:
