@@ -25,7 +25,7 @@ from fisher_jax.sites import Map, Site, View
 
 Array = jax.Array
 
-# From timings of a perceptron and a residual network on a CPU (`benchmarks/run.py --only product`): a convolution takes so
+# From timings of a perceptron and a residual network on a CPU (`benchmarks/run.py`): a convolution takes so
 # many times as long as a matrix product of as many operations, and the small products with g so many passes over it.
 CONVOLUTION = {"cpu": 4.0}
 SMALL = {"cpu": 4.0}
