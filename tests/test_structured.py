@@ -86,6 +86,8 @@ def test_the_eigensolver_keeps_features_where_it_pays():
     top = fj.eigsh(F, 6, method=fj.Lanczos(tol=1e-5, block=2), key=KEY)
     truth = np.asarray(fj.spectrum(F).values[:6])
     assert bool(top.converged.all())
+    assert dict(top.info)["features"] == "kept"
+    assert "features" not in dict(fj.eigsh(M, 2, method=fj.Lanczos(), key=KEY).info)
     assert (np.abs(np.asarray(top.values) - truth) <= np.asarray(top.bounds) + 1e-6 * truth[0]).all()
 
 

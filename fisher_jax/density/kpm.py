@@ -20,6 +20,7 @@ from fisher_jax import _checks, linalg
 from fisher_jax.density.base import Density
 from fisher_jax.density.space import Reporter, Space
 from fisher_jax.results import provenance
+from fisher_jax.solvers.base import features
 
 Array = jax.Array
 
@@ -91,7 +92,7 @@ class KPM:
             products=space.spent + spent,
             psd=bool(space.side.psd),
             method=f"KPM(degree={self.degree}, probes={self.probes}) on the " + ("dual" if space.dual else "operator"),
-            info=provenance(key, z.dtype, size=space.size, probed=space.dimension),
+            info=provenance(key, z.dtype, size=space.size, probed=space.dimension, **features(space.side.operator)),
         )
 
 

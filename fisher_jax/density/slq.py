@@ -24,7 +24,7 @@ from fisher_jax.density.base import Density, closed
 from fisher_jax.density.space import Reporter, Space
 from fisher_jax.krylov import BREAKDOWN
 from fisher_jax.results import provenance
-from fisher_jax.solvers.base import HostLoop, check_symmetry
+from fisher_jax.solvers.base import HostLoop, check_symmetry, features
 
 Array = jax.Array
 
@@ -100,7 +100,9 @@ class SLQ:
             products=space.spent + done * self.probes,
             psd=bool(space.side.psd),
             method=f"SLQ(steps={self.steps}, probes={self.probes}) on the " + ("dual" if space.dual else "operator"),
-            info=provenance(key, space.side.dtype, size=space.size, probed=space.dimension, **note),
+            info=provenance(
+                key, space.side.dtype, size=space.size, probed=space.dimension, **features(space.side.operator), **note
+            ),
         )
 
 

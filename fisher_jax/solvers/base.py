@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fisher_jax import _checks, linalg
 from fisher_jax.operators import LinearOperator, apply
 from fisher_jax.results import EigenResult
+from fisher_jax.structured import StructuredOperator
 
 Array = jax.Array
 
@@ -65,6 +66,11 @@ def _pick(blocks: Array, i: Any) -> Array:
 @partial(jax.jit, donate_argnums=0)
 def _place(images: Array, image: Array, i: Any) -> Array:
     return jax.lax.dynamic_update_index_in_dim(images, image, i, 0)
+
+
+def features(operator: LinearOperator) -> dict[str, str]:
+    """For the provenance of a result: were products taken from kept layer inputs and cotangents?"""
+    return {"features": "kept"} if isinstance(operator, StructuredOperator) else {}
 
 
 def smaller_side(operator: LinearOperator) -> LinearOperator:

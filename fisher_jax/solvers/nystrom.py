@@ -21,7 +21,17 @@ from fisher_jax.linalg import inner
 from fisher_jax.operators import LinearOperator, ScaledOperator, apply
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers import unseen
-from fisher_jax.solvers.base import HostLoop, Progress, Reporter, certify, check_symmetry, keep_above, measured, smaller_side
+from fisher_jax.solvers.base import (
+    HostLoop,
+    Progress,
+    Reporter,
+    certify,
+    check_symmetry,
+    features,
+    keep_above,
+    measured,
+    smaller_side,
+)
 from fisher_jax.solvers.dense import Dense
 from fisher_jax.solvers.lifting import lift_pairs
 from fisher_jax.solvers.start import start_block
@@ -121,6 +131,7 @@ class Nystrom:
                 size=operator.size,
                 iterated=side.size,
                 failure_probability=unseen.FAILURE,
+                **features(operator),
                 error=f"{float(error / scale):.6g}",
                 **({"note": "; ".join(notes)} if notes else {}),
             ),
