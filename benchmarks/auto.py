@@ -77,7 +77,7 @@ PROBLEMS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "digits MLP, N = 600": (lambda: mlp(600), (10, 100)),
     "digits MLP, N = 1797": (lambda: mlp(1797), (1, 10, 100)),
     "MLP of width 8, N = 1797, P = 682": (lambda: mlp(1797, width=8), (10, 100)),
-    "MLP of width 2000, N = 200": (lambda: mlp(200, width=2000), (10, 100)),
+    "MLP of width 2000, N = 200": (lambda: mlp(200, width=2000), (10,)),
     "ResNet, N = 64": (lambda: resnet(64), (10,)),
     "ResNet, N = 512": (lambda: resnet(512), (10,)),
 }
