@@ -1,6 +1,7 @@
-"""How long parts of a solve take on this machine, from shapes and one measured rate: what `fj.Auto` chooses by.
+"""How long parts of a solve take on this machine, from shapes and two measured rates: what `fj.Auto` chooses by.
 
-Every cost is in operations of a large matrix product; the rate at which these run is measured once per process.
+Costs are in operations of a large matrix product. The rate of these, and that of reading from memory, are measured once per
+process.
 """
 
 import time

@@ -12,9 +12,10 @@ from fisher_jax.gram import Tiles
 from fisher_jax.kernels import layout
 from fisher_jax.operators import as_operator
 from fisher_jax.results import EigenPlan, Plan
+from fisher_jax.solvers.api import check_function
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.spectrum import MAX_SIZE, MAX_SIZE_WITH_VECTORS, group_parameters
-from fisher_jax.streamed import stage_bytes, stage_shapes
+from fisher_jax.streamed import no_products, stage_bytes, stage_shapes
 
 # LAPACK reduces to tridiagonal form half in matrix-vector products: its rate over that of a matrix product, on a CPU.
 LAPACK_SHARE = 0.2
@@ -33,8 +34,8 @@ def plan(
 ) -> Plan | EigenPlan:
     """What `fj.spectrum(F)`, or with k `fj.eigsh(F, k)`, will do: operations, bytes, expected seconds, the method chosen.
 
-    Nothing of it is computed. Times come from the rate of a matrix product measured once per process; expect them within a
-    factor of two or three.
+    Nothing of it is computed, but two products of a function, to see what these take. Times come from the rate of a matrix
+    product measured once per process; expect them within a factor of two or three.
 
     Args:
         F: from `fj.fisher` or `fj.gradient_covariance`; with k, whatever `fj.eigsh` takes.
@@ -52,6 +53,11 @@ def plan(
         operator = as_operator("plan", F)
         if by is not None or vectors:
             raise _checks.fail("plan", f"k={k} with by={by!r}, vectors={vectors}", "leave out k for the whole spectrum")
+        if isinstance(operator, StreamedFisher):
+            raise no_products()
+        check_function("plan", operator)
+        if not isinstance(method, Auto):
+            raise _checks.fail("plan", f"method={method!r} leaves no choice", "give fj.Auto(tol)")
         return method.plan(operator, _checks.integer("plan", "k", k, 1, operator.size))
     if not isinstance(F, FisherOperator):
         raise _checks.fail("plan", f"F is a {type(F).__name__}", "give fj.fisher(...) or fj.gradient_covariance(...)")

@@ -1,6 +1,6 @@
 """The default method: its model of the work against counts by hand, its choices, and that every route agrees."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +168,18 @@ def test_bad_arguments_are_named():
         fj.plan("F", 3)
     with pytest.raises(fj.ArgumentError, match=r"Auto: tol"):
         fj.Auto(tol=-1)
+    with pytest.raises(fj.ArgumentError, match=r"plan: method=Lanczos\(.* leaves no choice"):
+        fj.plan(F, 3, method=cast(Any, fj.Lanczos()))
+    with pytest.raises(fj.ArgumentError, match=r"plan: function maps"):
+        fj.plan(fj.FunctionOperator(lambda V: V[:2], 50), 3)
+
+
+def test_what_no_method_can_do_is_refused_with_the_most_that_can():
+    large = fj.FunctionOperator(lambda V: V, 20_000)
+    for attempt in (lambda k: fj.plan(large, k), lambda k: fj.eigsh(large, k, key=jax.random.key(0))):
+        with pytest.raises(fj.ArgumentError, match=r"k=10000 of 20000 rows.*give k <= 9988"):
+            attempt(10_000)
+    assert names(fj.plan(large, 9988)) == ["Lanczos"]
 
 
 @pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])

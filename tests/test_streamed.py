@@ -100,6 +100,7 @@ def test_refusals():
         lambda: F @ np.ones(F.size),
         lambda: F.dense(),
         lambda: fj.eigsh(F, 2, key=jax.random.key(0)),
+        lambda: fj.plan(F, 2),
         lambda: F.unravel(np.ones(F.size)),
     ):
         with pytest.raises(fj.ArgumentError, match="a streamed network has no products with vectors"):

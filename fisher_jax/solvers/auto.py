@@ -59,6 +59,15 @@ class Auto:
         free = linalg.free_memory()
         routes = [*_dense(operator, k), *_iterations(operator, k, self.tol), *_gram(operator, k, self.tol)]
 
+        if not routes:
+            n = smaller_side(operator).size
+            raise _checks.fail(
+                "eigsh",
+                f"k={k} of {n} rows: a basis of {_basis(k, 1)} vectors spans nearly all, and above {MAX_SIZE} rows none is "
+                "diagonalized",
+                f"give k <= {(n - _basis(0, 1) - 2) // 2}, or fj.spectrum(F) for all",
+            )
+
         def preference(route: Route) -> tuple[bool, bool, float]:
             short = isinstance(route.method, Dense) and route.seconds < SHORT
             return route.bytes > free / 2, not short, route.seconds
