@@ -1,5 +1,6 @@
 """Argument checks with one message style: who, argument and value, what is wrong, what to do."""
 
+import numbers
 import operator
 from typing import Any
 
@@ -32,7 +33,7 @@ def integer(where: str, name: str, value: Any, least: int, most: int | None = No
 
 def positive(where: str, name: str, value: Any) -> float:
     """`value` as a finite float > 0, else an error that names it."""
-    if isinstance(value, (int, float)) and np.isfinite(value) and value > 0:
+    if isinstance(value, numbers.Real) and 0 < float(value) < float("inf"):
         return float(value)
     raise fail(where, f"{name}={value!r} is not a positive number", f"give {name} > 0")
 

@@ -198,11 +198,11 @@ def cotangents_of(factor: Factor, tile: Chunks, found: Map) -> tuple[list[Array]
         cotangents = jax.vmap(lambda e: pullback(factor.expand(z, e[None], single))[0])(basis)
         return inputs, cotangents
 
-    return jax.tree.map(_full_precision, jax.vmap(one)(tile))
+    # Layers may compute in less, or their data be of less: inner products of such inputs would be rounded to that.
+    def precise(a: Array) -> Array:
+        return a.astype(factor.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
-
-def _full_precision(a: Array) -> Array:
-    return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize < 4 else a
+    return jax.tree.map(precise, jax.vmap(one)(tile))
 
 
 def _rows(network: Any, found: Map, index: int, inputs: list[Array], cotangents: dict[Any, Array]) -> Array:

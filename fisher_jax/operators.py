@@ -123,13 +123,18 @@ def _check_dtype(where: str, dtype: Any) -> None:
 class MatrixOperator(LinearOperator):
     """An explicit symmetric matrix `(n, n)` as an operator.
 
+    Args:
+        matrix: NumPy or JAX.
+        psd: true if no eigenvalue is negative.
+
     Raises:
         ArgumentError: the matrix is not square or not symmetric to rounding.
     """
 
     matrix: Array
+    psd: bool = static(default=False)
 
-    def __init__(self, matrix: Any):
+    def __init__(self, matrix: Any, psd: bool = False):
         matrix = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise _checks.fail("MatrixOperator", f"matrix has shape {matrix.shape}", "give a square matrix")
@@ -140,6 +145,7 @@ class MatrixOperator(LinearOperator):
             if not skew <= 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
                 raise _checks.fail("MatrixOperator", f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
         object.__setattr__(self, "matrix", matrix)
+        object.__setattr__(self, "psd", psd)
 
     @property
     def size(self) -> int:
@@ -160,6 +166,7 @@ def symmetric(matrix: Array) -> MatrixOperator:
     """The operator of a matrix that is symmetric by construction: to see that takes about as long as to build it."""
     operator = object.__new__(MatrixOperator)
     object.__setattr__(operator, "matrix", matrix)
+    object.__setattr__(operator, "psd", False)
     return operator
 
 
@@ -258,6 +265,7 @@ class SparseOperator(LinearOperator):
 
     Args:
         matrix: SciPy sparse matrix or array of any format, or JAX `BCOO`.
+        psd: true if no eigenvalue is negative.
 
     Raises:
         ArgumentError: the matrix is not square, not finite or not symmetric to rounding; `BCOO` inside jit.
@@ -267,8 +275,9 @@ class SparseOperator(LinearOperator):
     rows: Array  # (stored,) ascending
     columns: Array  # (stored,)
     length: int = static()
+    psd: bool = static(default=False)
 
-    def __init__(self, matrix: Any):
+    def __init__(self, matrix: Any, psd: bool = False):
         import scipy.sparse
 
         where = "SparseOperator"
@@ -292,6 +301,7 @@ class SparseOperator(LinearOperator):
         object.__setattr__(self, "rows", jnp.asarray(matrix.row, jnp.int32))
         object.__setattr__(self, "columns", jnp.asarray(matrix.col, jnp.int32))
         object.__setattr__(self, "length", matrix.shape[0])
+        object.__setattr__(self, "psd", psd)
 
     @property
     def size(self) -> int:

@@ -187,8 +187,7 @@ class Tracker:
         if self.dense:
             return self._all(self._dual(skeleton, arrays, self.x))
         F = self._operator(skeleton, arrays, self.x)
-        start = None if self.vectors is None else jnp.sum(self.vectors, axis=1)
-        top = eigsh(F, self.k, method=self.method or ITERATION, v0=start, key=self.key)
+        top = eigsh(F, self.k, method=self.method or ITERATION, v0=self.vectors, key=self.key)
         found = np.flatnonzero(np.asarray(top.converged))
         self.vectors = top.vectors[:, found] if found.size else None
         return {

@@ -539,6 +539,21 @@ def test_interruption_keeps_what_is_done():
     assert d.products == whole.products and d.logdet(0.1).lower == pytest.approx(whole.logdet(0.1).lower, rel=1e-4)
 
 
+@pytest.mark.parametrize("stop, left", [(5, fj.KPM(12, 4)), (1, fj.KPM(4, 4))])
+def test_interruption_leaves_a_lower_degree(stop, left):
+    import signal
+
+    def progress(done, total):
+        if done == stop:
+            signal.raise_signal(signal.SIGINT)
+
+    values = SPECTRA["Wishart"]
+    d = fj.density(semidefinite(values), method=fj.KPM(80, 4), key=KEY, progress=progress)
+    whole = fj.density(semidefinite(values), method=left, key=KEY)
+    assert f"interrupted at degree {2 * stop + 1} of 80" in repr(d)
+    assert d.products == whole.products and d.trace().value == pytest.approx(whole.trace().value, rel=1e-5)
+
+
 @pytest.mark.parametrize("method", [fj.SLQ(10, 2), fj.KPM(10, 2)], ids=["SLQ", "KPM"])
 def test_bad_operators(method):
     def broken(V):

@@ -385,6 +385,21 @@ def test_half_precision_weights_have_full_precision_gradients(tied):
     assert oracle.relative(F.diagonal(), (J**2).sum(0) / len(x)) <= 100 * oracle.eps("float32")
 
 
+@pytest.mark.parametrize("kind", ["outer", "rows"])
+def test_data_of_lower_precision_than_the_weights(kind, x64, monkeypatch):
+    """A layer may multiply both as they are; what its inputs give must not be rounded to the precision of the data."""
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    params = {"w": jnp.asarray(normal(4, 3)), "v": jnp.asarray(normal(3, 2))}
+
+    def apply(p, x):
+        return jnp.tanh(jax.lax.dot(x, p["w"], preferred_element_type=jnp.float64)) @ p["v"]
+
+    monkeypatch.setattr("fisher_jax.kernels.costs", lambda site, N, R: (1.0, 2.0) if kind == "outer" else (2.0, 1.0))
+    F = fj.fisher(fj.Function(apply, params), x, fj.Gaussian())
+    truth, _ = explicit(apply, params, x.astype(np.float64))
+    assert oracle.relative(F.gram(), truth) <= 100 * oracle.eps("float64")
+
+
 LOOPS = ["bias of other loops", "recurrent", "layers of cells", "looped lookup"]
 
 

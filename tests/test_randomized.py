@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import scipy.sparse
 import zoo
 from jax.sharding import AxisType
-from test_eigsh import check
+from test_eigsh import check, products
 
 import fisher_jax as fj
 from fisher_jax import linalg
@@ -24,6 +25,11 @@ PSD = [name for name, values in zoo.SPECTRA.items() if np.min(values) >= 0]
 def psd(A):
     """A matrix as an operator that says it has no negative eigenvalue."""
     return fj.FunctionOperator(jax.tree_util.Partial(jnp.matmul, jnp.asarray(A)), len(A), A.dtype, psd=True)
+
+
+def psd_diagonal(values):
+    diagonal = jnp.asarray(values, jnp.float32)
+    return fj.FunctionOperator(jax.tree_util.Partial(lambda d, V: d[:, None] * V, diagonal), len(values), psd=True)
 
 
 def eigenvalues(A):
@@ -267,6 +273,33 @@ def test_nystrom_needs_psd():
         fj.eigsh(psd(operator.matrix), 3, method=fj.Nystrom(), key=KEY)
     with pytest.raises(fj.ArgumentError, match="rank=3 does not exceed k=3"):
         fj.eigsh(psd(operator.matrix), 3, method=fj.Nystrom(rank=3), key=KEY)
+    A, truth = zoo.matrix("rank 3", "float32")
+    for said in (fj.MatrixOperator(A.matrix, psd=True), fj.SparseOperator(scipy.sparse.csr_array(A.matrix), psd=True)):
+        check(fj.eigsh(said, 4, method=fj.Nystrom(), key=KEY), said, truth, 4)
+
+
+def test_nystrom_gives_up_when_the_decay_shows_that_it_cannot_reach_the_tolerance():
+    values = (1 + np.arange(20000.0)) ** -0.5
+    with pytest.warns(UserWarning, match="did not converge"):
+        result = fj.eigsh(psd_diagonal(values), 5, method=fj.Nystrom(tol=1e-6), key=KEY)
+    assert "more doublings would not reach tol=1e-06, use fj.Lanczos()" in dict(result.info)["note"]
+    assert int(result.matvecs) < 200
+    # It must not give up on what gets there: a fast decay, of which the first ranks show little.
+    fast = fj.eigsh(psd_diagonal(np.exp(-np.arange(2000.0) / 20)), 5, method=fj.Nystrom(tol=1e-5), key=KEY)
+    assert bool(fast.converged.all()) and "rank 640" in fast.method
+
+
+def test_start_vectors(x64):
+    operator, truth = zoo.matrix("condition 1e5", "float64")
+    method = fj.Randomized(tol=1e-6, oversampling=4)
+    plain = fj.eigsh(operator, 3, method=method, key=KEY)
+    exact = np.linalg.eigh(np.asarray(operator.matrix))[1][:, ::-1]
+    near = exact[:, :3] + 1e-4 * np.random.default_rng(0).normal(size=(zoo.N, 3))
+    for start in (near, exact[:, :20], exact[:, 30:33]):
+        result = fj.eigsh(operator, 3, v0=start, method=method, key=KEY)
+        check(result, operator, truth, 3)
+        if start is near:
+            assert products(result) < products(plain)
 
 
 def test_start_vector_and_threshold(x64):
@@ -475,10 +508,14 @@ def test_coupling_raises_the_others_by_no_more_than_stated(x64):
     assert 1 - pair[1] - 0.5 == pytest.approx(float(randomized._shift(jnp.asarray(0.3), jnp.asarray(0.5))))
 
 
-def test_bound_of_a_solve_holds(digits_matrix):
+@pytest.mark.parametrize("keys", [20, pytest.param(SEEDS, marks=pytest.mark.slow)])
+def test_bound_of_a_solve_holds(keys, digits_matrix):
     """The whole method on a real Fisher matrix: what is not in the list is below `complete_above`."""
     truth, operator = eigenvalues(digits_matrix), psd(digits_matrix)
-    for seed in range(20):
+    for seed in range(keys):
+        result = quietly(operator, 3, method=fj.Lanczos(tol=1e-2, steps=12), key=jax.random.key(seed))
+        assert truth[3] <= float(result.complete_above)
+        assert (np.abs(np.asarray(result.values) - truth[:3]) <= np.asarray(result.bounds)).all()
         result = quietly(operator, 3, method=fj.Randomized(tol=1e-2, oversampling=3, depth=3), key=jax.random.key(seed))
         assert truth[3] <= float(result.complete_above)
         assert (np.abs(np.asarray(result.values) - truth[:3]) <= np.asarray(result.bounds)).all()

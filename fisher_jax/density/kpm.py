@@ -20,7 +20,7 @@ from fisher_jax import _checks, linalg
 from fisher_jax.density.base import Density
 from fisher_jax.density.space import Reporter, Space
 from fisher_jax.results import provenance
-from fisher_jax.solvers.base import features
+from fisher_jax.solvers.base import HostLoop, features
 
 Array = jax.Array
 
@@ -57,13 +57,14 @@ class KPM:
         for _ in range(TRIES):
             low = 0.0 if space.side.psd else -norm
             moments = _moments(space, z, low, norm, half, progress)
-            spent += half * self.probes
+            spent += moments.shape[1] // 2 * self.probes
             if np.abs(moments).max() <= OUTSIDE:  # false for NaN
                 break
             norm *= WIDER
         else:
             raise _checks.fail("density", "the products are not those of a symmetric matrix", "check the operator for NaN")
         count = moments.shape[1]
+        note = {"note": f"interrupted at degree {count - 1} of {2 * half}"} if count <= 2 * half else {}
         points = 2 * count
         x = np.cos(np.pi * (np.arange(points) + 0.5) / points)
         damped = np.pad(moments * _jackson(count), ((0, 0), (0, points - count)))
@@ -92,7 +93,7 @@ class KPM:
             products=space.spent + spent,
             psd=bool(space.side.psd),
             method=f"KPM(degree={self.degree}, probes={self.probes}) on the " + ("dual" if space.dual else "operator"),
-            info=provenance(key, z.dtype, size=space.size, probed=space.dimension, **features(space.side.operator)),
+            info=provenance(key, z.dtype, size=space.size, probed=space.dimension, **features(space.side.operator), **note),
         )
 
 
@@ -108,19 +109,25 @@ def _norm(space: Space, z: Array) -> tuple[float, int]:
 
 
 def _moments(space: Space, z: Array, low: float, high: float, half: int, progress: Reporter | None) -> np.ndarray:
-    """μ₀ ... μ of degree 2·half of unit probes `(probes, n)`: `T₂ₙ = 2 Tₙ² − 1`, `T₂ₙ₊₁ = 2 Tₙ₊₁ Tₙ − T₁`."""
+    """μ₀ ... μ of degree 2·half of unit probes `(probes, n)`: `T₂ₙ = 2 Tₙ² − 1`, `T₂ₙ₊₁ = 2 Tₙ₊₁ Tₙ − T₁`.
+
+    Ctrl-C leaves those of a lower degree, two at least.
+    """
     centre, radius = (jnp.asarray(v, z.dtype) for v in ((high + low) / 2, (high - low) / 2))
     before, now = z, (space.product(z) - centre * z) / radius
     moments = [jnp.ones(z.shape[0], z.dtype), _dots(now, z)]
     first = moments[1]
-    for n in range(1, half + 1):
-        moments.append(2 * _dots(now, now) - 1)
-        if n < half:
-            before, now = now, 2 * (space.product(now) - centre * now) / radius - before
-            moments.append(2 * _dots(now, before) - first)
-        if progress is not None:
-            jax.block_until_ready(now)
-            progress(n, half)
+    with HostLoop() as interrupt:
+        for n in range(1, half + 1):
+            moments.append(2 * _dots(now, now) - 1)
+            if n < half and not interrupt.asked:
+                before, now = now, 2 * (space.product(now) - centre * now) / radius - before
+                moments.append(2 * _dots(now, before) - first)
+            if progress is not None:
+                jax.block_until_ready(now)
+                progress(n, half)
+            if interrupt.asked:
+                break
     return np.asarray(jnp.stack(moments, axis=1), np.float64)
 
 

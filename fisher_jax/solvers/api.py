@@ -36,7 +36,8 @@ def eigsh(
         k: how many, 1 <= k <= size; with `above`, the most that may be returned.
         method: `fj.Auto()`, `fj.Lanczos(...)`, `fj.Gram()`, `fj.Dense()`, `fj.Randomized(...)`, `fj.Nystrom(...)`.
         above: return every eigenvalue above this number, and search until none can have been missed.
-        v0: start vector `(size,)`; random unless given.
+        v0: where to start, `(size,)` or `(size, j)`: eigenvectors of part of the data, or of an earlier training step;
+            random unless given.
         key: JAX random key, for the start and for the search for missed eigenvalues.
         progress: called with `fj.Progress` every few products; not inside jit.
 

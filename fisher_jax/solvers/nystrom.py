@@ -9,6 +9,7 @@ Tropp, Acta Numerica 29, 2020, section 14.4.
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -87,6 +88,7 @@ class Nystrom:
         lifted, side = side is not operator, ScaledOperator(side, scale)
         Omega = images = jnp.zeros((0, side.size), side.dtype)
         notes: list[str] = []
+        worst: list[float] = []
         with HostLoop() as interrupt:
             for doubling in range(self.doublings + 1):
                 k_rows, fresh = jax.random.split(k_rows)
@@ -102,13 +104,19 @@ class Nystrom:
                     arguments = rows, products, values, norm, noise, jnp.asarray(self.tol, norm.dtype), k_lift
                     rows, values, residuals, within, extra = lift_pairs(operator, scale, *arguments)
                     spent += extra
-                converged = residuals <= jnp.maximum(self.tol, noise) * norm
+                limit = jnp.maximum(self.tol, noise) * norm
+                converged = residuals <= limit
+                worst.append(float(jnp.max(residuals) / limit))
                 if progress is not None:
-                    worst = float(jnp.max(residuals) / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-                    progress(Progress(spent, int(converged.sum()), k, worst, f"rank {len(Omega)}"))
+                    now = float(jnp.max(residuals) / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+                    progress(Progress(spent, int(converged.sum()), k, now, f"rank {len(Omega)}"))
                 if interrupt.asked:
                     notes.append("interrupted: only what had converged is given")
                 if bool(converged.all()) or interrupt.asked or 4 * len(Omega) > side.size:
+                    break
+                left = self.doublings - doubling
+                if left and _hopeless(worst, left):
+                    notes.append(f"stopped: {left} more doublings would not reach tol={self.tol:g}, use fj.Lanczos()")
                     break
             error, steps = error_bound(side, found, kept, noise, found[k - 1] - found[k], k_error)
         result = certify(
@@ -144,7 +152,7 @@ def require_psd(where: str, operator: LinearOperator) -> None:
         raise _checks.fail(
             where,
             f"{operator!r} is not known to be positive semidefinite",
-            "use fj.Randomized(), or say psd=True of a fj.FunctionOperator that has no negative eigenvalue",
+            "use fj.Randomized(), or say psd=True if it has none that is negative: fj.MatrixOperator(matrix, psd=True)",
         )
 
 
@@ -214,6 +222,17 @@ class Remainder(LinearOperator):
 
     def matmat(self, V: Array) -> Array:
         return self.operator.matmat(V) - self.rows.T @ (self.values[:, None] * (self.rows @ V))
+
+
+def _hopeless(worst: list[float], left: int) -> bool:
+    """Will the residual, in units of the tolerance at each rank so far, exceed one after `left` more doublings?
+
+    Not even a residual that falls geometrically with the rank, its logarithm by twice as much at each doubling, would do.
+    """
+    if len(worst) < 2:
+        return False
+    fall = math.log(worst[-2] / worst[-1]) if worst[-1] > 0 else math.inf
+    return math.log(worst[-1]) > max(fall, 0) * (2 ** (left + 1) - 2)
 
 
 @linalg.precise_jit

@@ -39,7 +39,7 @@ from fisher_jax.solvers.base import (
 from fisher_jax.solvers.dense import Dense
 from fisher_jax.solvers.lanczos import SEARCH_SHARE
 from fisher_jax.solvers.lifting import lift_pairs
-from fisher_jax.solvers.start import start_block
+from fisher_jax.solvers.start import given, start_block
 
 Array = jax.Array
 
@@ -92,6 +92,9 @@ class Randomized:
         lifted = side is not operator
         k_start, k_run, k_search, k_lift = jax.random.split(key, 4)
         first, noise, scale, spent = start_block(side, operator, 1, v0, k_start)
+        if v0 is not None:
+            first, extra = given(side, operator, b, v0)
+            spent += extra
         side, tol = ScaledOperator(side, scale), jnp.asarray(self.tol, side.dtype)
         basis, notes, rest, passes = _begin(first, b, m, k_run), [], jnp.asarray(jnp.nan, tol.dtype), 0
         with HostLoop() as interrupt:
@@ -188,10 +191,10 @@ class _Look(NamedTuple):
 
 @partial(linalg.precise_jit, static_argnums=(1, 2))
 def _begin(first: Array, b: int, m: int, key: Array) -> Basis:
-    """An empty basis whose next block is `first` `(1, n)` and b − 1 random directions."""
-    n, dtype = first.shape[1], first.dtype
+    """An empty basis whose next block is `first` `(j, n)` and b − j random directions."""
+    (j, n), dtype = first.shape, first.dtype
     key, k_rows, k_fill = jax.random.split(key, 3)
-    rows = jnp.concatenate([first, jax.random.normal(k_rows, (b - 1, n), dtype) / jnp.sqrt(jnp.asarray(n, dtype))])
+    rows = jnp.concatenate([first, jax.random.normal(k_rows, (b - j, n), dtype) / jnp.sqrt(jnp.asarray(n, dtype))])
     zero, empty = jnp.zeros((), dtype), jnp.zeros((m + b, n), dtype)
     vectors = jax.lax.dynamic_update_slice(empty, linalg.orthonormal(rows, empty[:1], jnp.ones((), dtype), k_fill), (0, 0))
     none, false = jnp.zeros((), jnp.int32), jnp.zeros((), bool)

@@ -8,6 +8,8 @@ import numpy as np
 
 from fisher_jax import _checks, linalg
 from fisher_jax.operators import apply
+from fisher_jax.solvers.base import apply_rows
+from fisher_jax.solvers.lifting import from_dual
 
 Array = jax.Array
 
@@ -15,18 +17,32 @@ Array = jax.Array
 def start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
     """Start block `(b, n)`, relative rounding error of a product, power of two near 1/‖M‖, products spent.
 
-    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified.
+    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified. Start vectors
+    `v0` take their places.
     """
-    start = jax.random.normal(key, (b, side.size), side.dtype)
+    start, spent = jax.random.normal(key, (b, side.size), side.dtype), 2 * b
     if v0 is not None:
-        v0 = jnp.asarray(v0, operator.dtype)
-        if v0.shape != (operator.size,):
-            raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", f"give a vector of shape ({operator.size},)")
-        _checks.finite("eigsh", "v0", v0, "give a start vector without NaN")
-        given = v0 if side is operator else side.from_dual(v0[:, None])[:, 0]
-        start = start.at[0].set(given)
+        rows, extra = given(side, operator, b, v0)
+        start, spent = start.at[: len(rows)].set(rows), spent + extra
     block, noise, scale = measure("eigsh", side, start)
-    return block, noise, scale, 2 * b
+    return block, noise, scale, spent
+
+
+def given(side: Any, operator: Any, b: int, v0: Any) -> tuple[Array, int]:
+    """Start vectors `(size,)` or `(size, j)` as unit rows on the side that is iterated, at most b; products spent.
+
+    More than b are added up: what counts is that each is there.
+    """
+    v0 = jnp.asarray(v0, operator.dtype)
+    if v0.ndim not in (1, 2) or v0.shape[0] != operator.size or not v0.size:
+        remedy = f"give a vector of shape ({operator.size},) or columns ({operator.size}, j)"
+        raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", remedy)
+    _checks.finite("eigsh", "v0", v0, "give start vectors without NaN")
+    columns = v0[:, None] if v0.ndim == 1 else v0
+    rows = jnp.stack([jnp.sum(columns[:, i::b], axis=1) for i in range(min(b, columns.shape[1]))])
+    if side is operator:
+        return _unit_rows(rows)[0], 0
+    return _unit_rows(apply_rows(side, rows, 1, from_dual))[0], (len(rows) + 1) // 2
 
 
 def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
