@@ -200,6 +200,31 @@ def test_a_hidden_eigenvalue_is_not_excluded_by_short_searches():
     assert all(r.values.size == 2 or not float(r.complete_above) <= 1.01 for r in results)
 
 
+@pytest.mark.parametrize(
+    "values, method, k",
+    [
+        (np.geomspace(1, 1e-9, 200), fj.Dense(), 120),
+        (np.geomspace(1, 1e-9, 200), fj.Dense(), 200),
+        (np.geomspace(1, 1e-9, 45), fj.Lanczos(tol=1e-6), 36),
+        (np.geomspace(1, 1e-9, 45), fj.Randomized(tol=1e-6, depth=3), 36),
+        (np.geomspace(1, 1e-9, 45), fj.Nystrom(tol=1e-6), 36),
+    ],
+    ids=lambda value: "" if isinstance(value, np.ndarray) else str(value).split("(")[0],
+)
+def test_none_is_lost_in_lifting_from_the_dual(values, method, k):
+    """Down to rounding, values above `complete_above` are in the list, each within its bound."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, 200)))[0] for n in (200, 400))
+    x = ((U * np.sqrt(200 * np.pad(values, (0, 200 - len(values))))) @ V.T).astype(np.float32)
+    truth = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2 / 200
+    F = fj.fisher(fj.Function(lambda p, x: x @ p["w"], {"w": jnp.zeros((400, 1))}), x, fj.Gaussian())
+    result = fj.eigsh(F, k, method=method, key=KEY)
+    above = truth > float(result.complete_above)
+    assert bool(result.converged.all()) and above.sum() <= k and above[:15].all()
+    errors = np.abs(np.asarray(result.values, np.float64) - truth[:k])
+    assert (errors <= np.asarray(result.bounds))[above[:k]].all()
+
+
 # --- behaviour --------------------------------------------------------------------------------------------------------
 
 

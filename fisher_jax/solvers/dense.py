@@ -19,7 +19,7 @@ from fisher_jax.solvers.base import (
     measured,
     smaller_side,
 )
-from fisher_jax.solvers.lifting import complete, lift
+from fisher_jax.solvers.lifting import complete, lift, lost
 
 Array = jax.Array
 
@@ -57,11 +57,15 @@ class Dense:
         with linalg.lapack(side.size):
             values, rows, rest, norm = jax.block_until_ready(_top_rows(matrix * scale, min(k, side.size)))
         spent = k
+        floor = jnp.asarray(4 * linalg.eps(side.dtype) * max(1.0, side.size**0.5 / 4), side.dtype)
+        # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
+        rest = rest if k < side.size or side.size == operator.size else jnp.zeros((), side.dtype)
         if side is not operator:
-            rows = complete(lift(operator, rows), k, values > values[0] * linalg.eps(side.dtype) * side.size, key)
+            meaningful = values > floor * norm
+            rest = jnp.maximum(rest, lost(values, meaningful))
+            rows = complete(lift(operator, rows), k, meaningful, key)
             spent += (k + 1) // 2
         values, residuals = measured(rows, apply_rows(operator, rows, 1) * scale)
-        floor = jnp.asarray(4 * linalg.eps(side.dtype) * max(1.0, side.size**0.5 / 4), side.dtype)
         result = certify(
             operator,
             rows,
@@ -70,8 +74,7 @@ class Dense:
             norm,
             floor,
             floor,
-            # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
-            rest if k < side.size or side.size == operator.size else jnp.zeros((), side.dtype),
+            rest,
             spent,
             unit=1 / scale,
             method="Dense() on the " + ("operator" if side is operator else "dual"),

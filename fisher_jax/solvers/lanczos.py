@@ -127,7 +127,7 @@ class Lanczos:
         else:
             state, interrupted = _drive(side, state, limits, plan, progress, spent)
             check_symmetry("eigsh", operator, float(state.basis.skew / state.basis.norm), float(_most_skew(limits)))
-        rows, values, residuals, within, wanted, norm, reachable, extra = _collect(
+        rows, values, residuals, within, wanted, norm, reachable, rest, extra = _collect(
             operator, scale, state, limits, plan, k_lift
         )
         spent += extra
@@ -160,7 +160,7 @@ class Lanczos:
             norm,
             noise,
             jnp.maximum(jnp.asarray(self.tol, side.dtype), reachable),
-            state.rest,
+            rest,
             spent + state.steps * b,
             unit=1 / scale,
             within=within,
@@ -443,6 +443,7 @@ class _Pairs(NamedTuple):
     wanted: Array  # (k,) bool
     norm: Array  # ()
     reachable: Array  # () the least residual over the norm that rounding allows
+    rest: Array  # () bound on all eigenvalues not among these
     spent: int  # products
 
 
@@ -461,12 +462,13 @@ def _collect(operator: LinearOperator, scale: Array, state: _State, limits: _Lim
         done = jnp.flatnonzero(within <= jnp.maximum(limits.tol, limits.noise) * norm)
         rows, images, values, within, wanted = (a[done] for a in (rows, images, values, within, wanted))
     if not plan.lifted or not rows.shape[0]:
-        return _Pairs(rows, values, within, within, wanted, norm, limits.noise, 0)
+        return _Pairs(rows, values, within, within, wanted, norm, limits.noise, state.rest, 0)
     lifted = lift_pairs(operator, scale, rows, images, values, norm, limits.noise, limits.tol, key)
-    rows, values, residuals, within, spent = lifted
+    rows, values, residuals, within, most, spent = lifted
     # Lifting divides by √λ, and the rounding error of the residuals with it.
     smallest = jnp.min(jnp.where(wanted & (values > 10 * limits.noise * norm), values, norm))
-    return _Pairs(rows, values, residuals, within, wanted, norm, limits.noise * jnp.sqrt(norm / smallest), spent)
+    reachable, rest = limits.noise * jnp.sqrt(norm / smallest), jnp.maximum(state.rest, most)
+    return _Pairs(rows, values, residuals, within, wanted, norm, reachable, rest, spent)
 
 
 @partial(linalg.precise_jit, static_argnums=(2, 3))

@@ -44,6 +44,11 @@ def _completed(rows: Array, meaningful: Array, key: Array) -> Array:
     return (Q * jnp.where(jnp.diag(R) < 0, -1, 1)[None]).T
 
 
+def lost(values: Array, meaningful: Array) -> Array:
+    """The largest of the values that `complete` gives no eigenvector, -inf if there is none: then not in the list."""
+    return jnp.max(jnp.where(meaningful | jnp.isnan(values), -jnp.inf, values), initial=-jnp.inf)
+
+
 @linalg.precise_jit
 def from_dual(operator: Any, U: Array) -> Array:
     return operator.from_dual(U)
@@ -59,27 +64,28 @@ def lift_pairs(
     noise: Array,
     tol: Array,
     key: Array,
-) -> tuple[Array, Array, Array, Array, int]:
-    """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, products spent).
+) -> tuple[Array, Array, Array, Array, Array, int]:
+    """Dual pairs -> (rows `(k, P)`, values, residuals, residuals that bound the values' errors, lost, products spent).
 
     The residual of `y = Aᵀ u / √λ` is `Aᵀ r / √λ` with the residual r of u. In one Krylov space all r lie along one q
     but for a remainder e: `‖Aᵀ r‖ <= |r·q| ‖Aᵀ q‖ + ‖e‖ √λ_max`, one product with Aᵀ for all. Where that exceeds tol·norm,
-    `Aᵀ r` itself is computed. Values lost in rounding have no such y; then all pairs are measured with fresh products.
+    `Aᵀ r` itself is computed. Values lost in rounding have no such y, the largest of them is told (`lost`); then all pairs
+    are measured with fresh products.
     """
     k = rows.shape[0]
     meaningful = values > 10 * noise * jnp.max(values)
     lifted = lift(operator, rows)
     if _checks.traced((operator, meaningful)) or not bool(meaningful.all()):
-        lifted = complete(lifted, k, meaningful, key)
+        lifted, most = complete(lifted, k, meaningful, key), lost(values, meaningful)
         values, residuals = measured(lifted, apply_rows(operator, lifted, 1) * scale)
-        return lifted, values, residuals, residuals, k + (k + 1) // 2
+        return lifted, values, residuals, residuals, most, k + (k + 1) // 2
     R, q, along, across, within = _split_residuals(rows, images, values)
     residuals = (along * _lengths(operator, scale, q[None]) + across * jnp.sqrt(norm)) / jnp.sqrt(values)
     loose = jnp.flatnonzero(~(residuals <= jnp.maximum(tol, noise) * norm))
     if loose.size:
         exact = _lengths(operator, scale, R[loose]) * within[loose] / jnp.sqrt(values[loose])
         residuals = residuals.at[loose].min(exact)
-    return lifted, values, residuals, within, (k + loose.size) // 2 + 1
+    return lifted, values, residuals, within, lost(values, meaningful), (k + loose.size) // 2 + 1
 
 
 def _lengths(operator: LinearOperator, scale: Array, directions: Array) -> Array:

@@ -99,10 +99,10 @@ class Nystrom:
                 rows, products = _rayleigh_ritz(kept[:k], multiply(side, kept[:k]))
                 spent += len(new) + k
                 values, within = measured(rows, products)
-                norm, residuals = jnp.maximum(found[0], jnp.max(values)), within
+                norm, residuals, most = jnp.maximum(found[0], jnp.max(values)), within, -jnp.inf
                 if lifted:
                     arguments = rows, products, values, norm, noise, jnp.asarray(self.tol, norm.dtype), k_lift
-                    rows, values, residuals, within, extra = lift_pairs(operator, scale, *arguments)
+                    rows, values, residuals, within, most, extra = lift_pairs(operator, scale, *arguments)
                     spent += extra
                 limit = jnp.maximum(self.tol, noise) * norm
                 converged = residuals <= limit
@@ -127,7 +127,7 @@ class Nystrom:
             norm,
             noise,
             self.tol,
-            found[k] + error,
+            jnp.maximum(most, found[k] + error),
             spent + steps * unseen.BLOCK,
             unit=1 / scale,
             within=within,

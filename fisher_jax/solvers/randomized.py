@@ -134,10 +134,10 @@ class Randomized:
         residuals, reachable, norm = within, noise, look.norm
         wanted = within <= jnp.maximum(tol, noise) * norm
         if lifted:
-            rows, values, residuals, within, extra = lift_pairs(
+            rows, values, residuals, within, most, extra = lift_pairs(
                 operator, scale, rows, images, values, norm, noise, tol, k_lift
             )
-            spent += extra
+            rest, spent = jnp.maximum(rest, most), spent + extra
             # Lifting divides by √λ, and the rounding error of the residuals with it.
             smallest = jnp.min(jnp.where(wanted & (values > 10 * noise * norm), values, norm))
             reachable = noise * jnp.sqrt(norm / smallest)

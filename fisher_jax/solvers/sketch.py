@@ -98,7 +98,8 @@ class Sketch:
             raise _checks.fail(where, f"operator has size {operator.size}, not {self.size}", "give batches of one model")
         if self.images is not None and self.images.dtype != operator.dtype:
             raise _checks.fail(where, f"operator is {operator.dtype}, not {self.images.dtype}", "give batches of one type")
-        images = multiply(operator, _vectors(self.key, self.rank, self.tests, self.size, jnp.dtype(operator.dtype).name))
+        vectors = _vectors(self.key, self.rank, self.tests, self.size, jnp.dtype(operator.dtype).name)
+        images = multiply(operator.prepared(len(vectors), len(vectors)), vectors)
         if not bool(jnp.isfinite(jnp.sum(images * linalg.power_of_two(images)))):
             raise _checks.fail(where, "the operator returned NaN or infinity", "check the weights, the data and the scale")
         return dataclasses.replace(
