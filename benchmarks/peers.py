@@ -51,7 +51,7 @@ class Problem:
     @property
     def seeds(self) -> tuple[int, ...]:
         """A density is as good as its random vectors: several draws."""
-        return (0,) if self.k else (0, 1, 2)
+        return (0,) if self.k else (0, 1, 2, 3, 4)
 
 
 def problem(part: str, small: bool) -> Problem:
@@ -388,7 +388,7 @@ ITERATIONS = [{"iterations": m} for m in (5, 8, 10, 12, 15, 20, 25, 30, 40, 60, 
 POWER = [{"tol": t, "iterations": 10**5} for t in (1e-4, 1e-5, 1e-6, 1e-7)]
 STEPS = [
     {"steps": m, "probes": p}
-    for m, p in ((10, 4), (20, 4), (20, 8), (40, 8), (40, 16), (80, 16), (80, 32), (80, 64), (80, 128))
+    for m, p in ((10, 4), (20, 4), (30, 4), (40, 4), (40, 8), (40, 16), (80, 16), (80, 32), (80, 64), (80, 128))
 ]
 DEGREES = [{"degree": d, "probes": p} for d, p in ((80, 8), (160, 16), (320, 16), (640, 16), (1280, 32), (2560, 64))]
 GAUSS_NEWTON = "with the product of curvlinops: its own is of the Hessian"

@@ -206,8 +206,8 @@ def test_a_hidden_eigenvalue_is_not_excluded_by_short_searches():
         (np.geomspace(1, 1e-9, 200), fj.Dense(), 120),
         (np.geomspace(1, 1e-9, 200), fj.Dense(), 200),
         (np.geomspace(1, 1e-9, 45), fj.Lanczos(tol=1e-6), 36),
-        (np.geomspace(1, 1e-9, 45), fj.Randomized(tol=1e-6, depth=3), 36),
-        (np.geomspace(1, 1e-9, 45), fj.Nystrom(tol=1e-6), 36),
+        pytest.param(np.geomspace(1, 1e-9, 45), fj.Randomized(tol=1e-6, depth=3), 36, marks=pytest.mark.slow),
+        pytest.param(np.geomspace(1, 1e-9, 45), fj.Nystrom(tol=1e-6), 36, marks=pytest.mark.slow),
     ],
     ids=lambda value: "" if isinstance(value, np.ndarray) else str(value).split("(")[0],
 )

@@ -508,6 +508,20 @@ def test_coupling_raises_the_others_by_no_more_than_stated(x64):
     assert 1 - pair[1] - 0.5 == pytest.approx(float(randomized._shift(jnp.asarray(0.3), jnp.asarray(0.5))))
 
 
+def test_a_residual_that_only_lifting_makes_small_is_converged():
+    """Far above the others, residuals lie along these, and lifting shrinks them."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, 200)))[0] for n in (200, 400))
+    values = np.r_[1, 0.9, 0.8, 0.7, np.linspace(0.03, 1e-3, 196)]
+    x = ((U * np.sqrt(200 * values)) @ V.T).astype(np.float32)
+    F = fj.fisher(fj.Function(lambda p, x: x @ p["w"], {"w": jnp.zeros((400, 1))}), x, fj.Gaussian())
+    for tol in (1.8e-3, 1e-5):
+        for seed in range(6):
+            result = fj.eigsh(F, 4, method=fj.Randomized(tol, oversampling=1), key=jax.random.key(seed))
+            assert bool(result.converged.all())
+            np.testing.assert_allclose(result.values, values[:4], rtol=1e-4)
+
+
 @pytest.mark.parametrize("keys", [20, pytest.param(SEEDS, marks=pytest.mark.slow)])
 def test_bound_of_a_solve_holds(keys, digits_matrix):
     """The whole method on a real Fisher matrix: what is not in the list is below `complete_above`."""

@@ -132,7 +132,8 @@ class Randomized:
         rows, images = _pairs(basis, look, k)
         values, within = measured(rows, images)
         residuals, reachable, norm = within, noise, look.norm
-        wanted = within <= jnp.maximum(tol, noise) * norm
+        # Lifted residuals can be small where those of the dual are not.
+        wanted = look.converged | (within <= jnp.maximum(tol, noise) * norm)
         if lifted:
             rows, values, residuals, within, most, extra = lift_pairs(
                 operator, scale, rows, images, values, norm, noise, tol, k_lift
