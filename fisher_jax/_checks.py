@@ -38,6 +38,17 @@ def positive(where: str, name: str, value: Any) -> float:
     raise fail(where, f"{name}={value!r} is not a positive number", f"give {name} > 0")
 
 
+def finite_number(where: str, name: str, value: Any) -> float:
+    """`value` as a finite float, else an error that names it; arrays of one number are numbers."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if isinstance(value, str) or not np.isfinite(number):
+        raise fail(where, f"{name}={value!r} is not a finite number", f"give a number for {name}")
+    return number
+
+
 def traced(tree: Any) -> bool:
     """Is any leaf a tracer, that is, are we inside jit, vmap or grad?"""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

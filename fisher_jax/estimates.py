@@ -19,7 +19,7 @@ class Estimate:
     value: float
     lower: float
     upper: float
-    standard_error: float  # of the value, from the spread of the random vectors; zero if exact
+    standard_error: float  # of the value, from the spread of the random vectors
     products: int  # with the matrix
     confidence: float = static(default=CONFIDENCE)
     method: str = static(default="")
@@ -27,7 +27,8 @@ class Estimate:
 
     @property
     def exact(self) -> bool:
-        return self.standard_error == 0
+        narrow = self.upper - self.lower <= 1e-9 * abs(self.value)
+        return self.standard_error == 0 and (self.confidence == 1 or narrow)
 
     def __float__(self) -> float:
         return float(self.value)

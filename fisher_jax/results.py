@@ -142,15 +142,24 @@ class Spectrum:
         return int(np.count_nonzero(np.asarray(self.values) > above))
 
     def logdet(self, damping: float) -> float:
-        """`log det(1 + F/δ) = Σ log(1 + λ/δ)` with the damping δ > 0; what is below rounding counts as zero."""
+        """`log det(1 + F/δ) = Σ log(1 + λ/δ)` with the damping δ > 0; those below rounding as `_all` has them."""
         delta = _checks.positive("Spectrum.logdet", "damping", damping)
-        return float(np.log1p(np.asarray(self.values, np.float64) / delta).sum())
+        return float(np.log1p(self._all() / delta).sum())
 
     def effective_dimension(self, damping: float) -> float:
-        """`Σ λ/(λ + δ)` with the damping δ > 0; what is below rounding counts as zero."""
+        """`Σ λ/(λ + δ)` with the damping δ > 0; those below rounding as `_all` has them."""
         delta = _checks.positive("Spectrum.effective_dimension", "damping", damping)
-        values = np.asarray(self.values, np.float64)
+        values = self._all()
         return float((values / (values + delta)).sum())
+
+    def _all(self) -> np.ndarray:
+        """All but exact zeros; of those below rounding only the sum is known, from the trace: equal shares of it.
+
+        A concave f has its largest sum there; far above rounding, where f is a line, it has no other.
+        """
+        values = np.asarray(self.values, np.float64)
+        share = max(0.0, float(self.trace) - float(values.sum())) / max(self.unresolved, 1)
+        return np.append(values, np.full(self.unresolved, share))
 
     def __repr__(self) -> str:
         largest, single = self.lambda_max, self.values.dtype.itemsize < 8

@@ -457,6 +457,23 @@ def check_whole(F):
         assert d.trace().lower <= exact.trace <= d.trace().upper
 
 
+def test_what_is_below_rounding_counts_in_integrals_of_an_exact_spectrum():
+    """Of 100 eigenvalues below float32's rounding only the sum is known, from the trace; far above them no more counts."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, 200)))[0] for n in (200, 400))
+    values = np.r_[np.geomspace(100, 1e-2, 100), np.full(100, 2e-5)]
+    x = ((U * np.sqrt(200 * values)) @ V.T).astype(np.float32)
+    F = fj.fisher(fj.Function(lambda p, x: x @ p["w"], {"w": jnp.zeros((400, 1))}), x, fj.Gaussian())
+    exact, truth = fj.spectrum(F), np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2 / 200
+    assert exact.unresolved == 100
+    without = np.asarray(exact.values, np.float64)
+    for delta, rel in ((1e-2, 2e-4), (1e-3, 2e-3)):
+        dimension = (truth / (truth + delta)).sum()
+        assert exact.logdet(delta) == pytest.approx(np.log1p(truth / delta).sum(), rel=rel)
+        assert exact.effective_dimension(delta) == pytest.approx(dimension, rel=rel)
+        assert (without / (without + delta)).sum() < (1 - 3 * rel) * dimension
+
+
 def test_integrals_of_an_exact_spectrum(digits):
     F, exact = digits["primal"]
     values = np.linalg.eigvalsh(np.asarray(F.dense(), np.float64))
@@ -537,6 +554,21 @@ def test_interruption_keeps_what_is_done():
     assert "interrupted after 5 of 30 steps" in repr(d) and seen == [(i, 30) for i in range(1, 6)]
     np.testing.assert_allclose(d.nodes, whole.nodes, rtol=1e-5)
     assert d.products == whole.products and d.logdet(0.1).lower == pytest.approx(whole.logdet(0.1).lower, rel=1e-4)
+
+
+def test_a_top_of_another_matrix_is_refused():
+    values = np.r_[500.0, 400, 300, np.linspace(1, 0.01, 97)]
+    matrix = zoo.prescribed(values).astype(np.float32)
+    top = fj.eigsh(fj.MatrixOperator(matrix * np.float32(0.99)), 3, key=KEY)
+    with pytest.raises(fj.ArgumentError, match=r"top has residuals of .* with this operator"):
+        fj.density(fj.MatrixOperator(matrix), top=top, key=KEY)
+
+
+def test_counts_of_whole_spaces_reach_their_number():
+    operator = semidefinite(np.r_[100.0, [0.1] * 119])
+    for seed in range(20):
+        count = fj.density(operator, method=fj.SLQ(8, 2), key=jax.random.key(seed)).count_above(0.011)
+        assert count.lower <= 120 <= count.upper and not count.exact
 
 
 @pytest.mark.parametrize("stop, left", [(5, fj.KPM(12, 4)), (1, fj.KPM(4, 4))])

@@ -225,6 +225,43 @@ def test_none_is_lost_in_lifting_from_the_dual(values, method, k):
     assert (errors <= np.asarray(result.bounds))[above[:k]].all()
 
 
+def test_what_did_not_converge_is_not_excluded():
+    """A threshold at a value repeated 40 times, where rounding keeps some from converging."""
+    values = np.r_[[3.0] * 40, [2.0] * 40, np.linspace(1, 0, 220)]
+    operator = fj.MatrixOperator(zoo.prescribed(values).astype(np.float32), psd=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = fj.eigsh(operator, 50, above=3.0, method=fj.Lanczos(), key=KEY)
+        few = fj.eigsh(operator, 3, method=fj.Lanczos(steps=9, restarts=1), key=KEY)
+    assert result.values.size == 40 or float(result.complete_above) > 3 - 1e-5
+    assert bool(few.converged.all()) or not float(few.complete_above) < 3 - 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+@pytest.mark.parametrize("method", [fj.Lanczos(), fj.Randomized()], ids=["Lanczos", "Randomized"])
+def test_starts_that_vanish_or_overflow(method, scale):
+    operator, truth = zoo.matrix("condition 1e5", "float32")
+    operator = fj.MatrixOperator(operator.matrix * np.float32(scale))
+    null = np.zeros((zoo.N, 2), np.float32)
+    for start in (null, null + 1e30, null + 1e-35, np.concatenate([null + 1e30, null], axis=1)):
+        result = fj.eigsh(operator, 3, v0=start, method=method, key=KEY)
+        np.testing.assert_allclose(np.asarray(result.values, np.float64) / scale, truth[:3], rtol=1e-4)
+
+
+def test_dense_of_weights_in_half_precision():
+    """Products in bfloat16 err by more than the rounding of float32: the bounds say so, nothing is lost."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(30, 20)).astype(np.float32), rng.normal(size=(20, 4))
+    F = fj.fisher(
+        fj.Function(lambda p, x: x @ p["w"].astype(x.dtype), {"w": jnp.asarray(w, jnp.bfloat16)}), x, fj.Gaussian()
+    )
+    truth = np.repeat(np.linalg.eigvalsh(x.astype(np.float64) @ x.T / 30)[::-1], 4)
+    result = fj.eigsh(F, 5, method=fj.Dense(), key=KEY)
+    assert (
+        bool(result.converged.all()) and (np.abs(np.asarray(result.values) - truth[:5]) <= np.asarray(result.bounds)).all()
+    )
+
+
 # --- behaviour --------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +438,10 @@ def test_model_is_not_retraced_by_solves():
         ({"k": 3, "v0": np.ones((160, 0)), "method": fj.Lanczos()}, r"eigsh: v0 has shape \(160, 0\); .* \(160, j\)"),
         ({"k": 9, "method": fj.Lanczos(steps=5)}, "Lanczos: steps=5 is too small for k=9"),
         ({"k": 9, "method": "lanczos"}, "eigsh: method='lanczos' is not a method"),
+        ({"k": 9, "method": fj.Lanczos}, "eigsh: method=<class .*> is not a method"),
+        ({"k": 9, "above": float("nan")}, "eigsh: above=nan is not a finite number"),
+        ({"k": 9, "above": "1"}, "eigsh: above='1' is not a finite number"),
+        ({"k": 9, "v0": np.ones(4)}, r"eigsh: v0 has shape \(4,\)"),
     ],
 )
 def test_bad_arguments(arguments, message):

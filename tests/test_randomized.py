@@ -289,6 +289,14 @@ def test_nystrom_gives_up_when_the_decay_shows_that_it_cannot_reach_the_toleranc
     assert bool(fast.converged.all()) and "rank 640" in fast.method
 
 
+def test_nystrom_does_not_exclude_what_did_not_converge():
+    values = np.r_[1.0, 0.97, 0.5, np.linspace(0.3, 0, 397)]
+    operator = fj.MatrixOperator(zoo.prescribed(values).astype(np.float32), psd=True)
+    for seed in range(10):
+        result = quietly(operator, 3, method=fj.Nystrom(doublings=0, tol=0.05, rank=60), key=jax.random.key(seed))
+        assert not bool(result.converged.all()) and float(result.complete_above) >= 1
+
+
 def test_start_vectors(x64):
     operator, truth = zoo.matrix("condition 1e5", "float64")
     method = fj.Randomized(tol=1e-6, oversampling=4)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import scipy.sparse
 import zoo
 from cases import data, function
 
@@ -405,3 +406,13 @@ def test_an_estimate_prints_and_is_saved(tmp_path):
     assert dataclasses.astuple(fj.load(tmp_path / "trace.npz")) == dataclasses.astuple(result)
     assert "(95 %; 20 products, XTrace(products=20, tol=None))" in repr(result) and '"products": 20' in result.to_json()
     assert abs(float(result) - 300) < 60
+
+
+def test_exact_trace_of_the_negative_allows_for_cancellation():
+    M = np.random.default_rng(0).normal(size=(100, 100))
+    M = M + M.T
+    M = (M - np.eye(100) * np.trace(M) / 100).astype(np.float32)
+    for operator in (fj.MatrixOperator(M), fj.SparseOperator(scipy.sparse.csr_array(M))):
+        plain, negative = fj.trace(operator, method=fj.ExactTrace()), fj.trace(-operator, method=fj.ExactTrace())
+        assert (negative.value, negative.lower, negative.upper) == (-plain.value, -plain.upper, -plain.lower)
+        assert negative.lower <= -np.trace(M.astype(np.float64)) <= negative.upper

@@ -62,6 +62,10 @@ def run_density(options: argparse.Namespace) -> int:
     method = fj.SLQ(steps, probes) if options.method == "slq" else fj.KPM(2 * steps, probes)
     if options.damping is not None:
         _checks.positive("density", "damping", options.damping)
+    if options.above is not None:
+        _checks.finite_number("density", "above", options.above)
+    if options.method == "kpm" and (options.above is not None or options.damping is not None):
+        raise _checks.fail("density", "nothing bounds counts and sums of --method kpm", "leave out --method kpm or these")
     out_directory(options)
     F, title, made = problem(options)
     print(title, flush=True)
@@ -70,6 +74,8 @@ def run_density(options: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as caught, Bar(options.quiet, "done") as bar:
         warnings.simplefilter("always")
         top = fj.eigsh(F, most, method=fj.Auto(options.tol), key=find, progress=bar) if most > 0 else None
+        if top is not None and "interrupted" in dict(top.info).get("note", ""):
+            raise KeyboardInterrupt  # before the first probe there is nothing to keep
         found = fj.density(F, method=method, top=top, key=probe, progress=lambda n, of: bar.networks("probing", n, of))
         numbers = {"trace": found.trace(), "frobenius": found.frobenius()}
         if options.above is not None:

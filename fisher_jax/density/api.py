@@ -41,7 +41,7 @@ def density(
         raise _checks.fail("density", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     if _checks.traced((operator, key)):
         raise _checks.fail("density", "operator or key is traced", "call it outside jit")
-    if not hasattr(method, "estimate"):
+    if isinstance(method, type) or not hasattr(method, "estimate"):
         raise _checks.fail("density", f"method={method!r} is not a method", "give fj.SLQ(...) or fj.KPM(...)")
     if top is not None:
         if not isinstance(top, EigenResult):

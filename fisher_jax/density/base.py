@@ -276,7 +276,8 @@ class Density:
         return [closed(a, b) for a, b in zip(_host(self.diagonal), _host(self.coupling), strict=True)]
 
     def _pooled(self, values: np.ndarray) -> float:
-        return float(_host(self.weights).sum(axis=1) @ values)
+        shares = _host(self.weights).sum(axis=1)  # one in all, but for the precision in which they are kept
+        return float(shares @ values / shares.sum())
 
     def _weighed(self, values: list[float]) -> float:
         return self._pooled(np.asarray(values))

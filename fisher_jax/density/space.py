@@ -22,8 +22,8 @@ from fisher_jax.structured import StructuredOperator
 Array = jax.Array
 Reporter = Callable[[int, int], None]
 
-# Of a `top` that belongs to the operator, the residuals are far smaller than this share of the largest eigenvalue.
-FOREIGN = 0.05
+# Of a `top` that belongs to the operator, measured residuals are at most so many times those that it says.
+FOREIGN = 10
 
 
 @record
@@ -189,7 +189,9 @@ def _deflate(
     size = float(jnp.linalg.norm(_without(images, rows))) / float(near_one.scale)
     values, bounds = top.values[index], top.bounds[index]
     off = float(jnp.max(jnp.abs(jnp.sum(rows * images, axis=1) / near_one.scale - values)))
-    if not max(size, off) <= FOREIGN * float(jnp.max(jnp.abs(values))):
+    # Their own residuals and bounds say how far products of the same matrix can be off.
+    own = FOREIGN * float(jnp.max(top.residuals[index]) + jnp.max(bounds) + top.floor)
+    if not max(size, off) <= own:
         raise _checks.fail(
             "density", f"top has residuals of {max(size, off):.2g} with this operator", "give fj.eigsh of the same operator"
         )

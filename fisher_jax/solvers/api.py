@@ -10,10 +10,12 @@ from fisher_jax.operators import FunctionOperator, LinearOperator, apply, as_ope
 from fisher_jax.results import EigenResult
 from fisher_jax.solvers.auto import Auto
 from fisher_jax.solvers.base import Reporter
+from fisher_jax.solvers.start import check_start
 
 # What to do about pairs that did not converge, by method.
 REMEDIES = {
     "Randomized": "raise passes or tol of fj.Randomized",
+    "Dense": "use fj.Lanczos(), or float64",
     "Nystrom": "raise rank, doublings or tol of fj.Nystrom, or use fj.Lanczos()",
 }
 
@@ -55,10 +57,13 @@ def eigsh(
     if not isinstance(key, jax.Array) or (jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape):
         raise _checks.fail("eigsh", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     check_function("eigsh", operator)
-    if not hasattr(method, "solve"):
-        raise _checks.fail(
-            "eigsh", f"method={method!r} is not a method", "give fj.Auto(), fj.Lanczos(...), fj.Gram() or fj.Dense()"
-        )
+    if isinstance(method, type) or not hasattr(method, "solve"):
+        known = "give fj.Auto(), fj.Lanczos(...), fj.Gram(), fj.Dense(), fj.Randomized(...) or fj.Nystrom(...)"
+        raise _checks.fail("eigsh", f"method={method!r} is not a method", known)
+    if v0 is not None:
+        check_start(operator, v0)
+    if above is not None and not _checks.traced(above):
+        above = _checks.finite_number("eigsh", "above", above)
     result = method.solve(operator, k, key=key, v0=v0, above=above, progress=progress)
     if not _checks.traced(result):
         _warn(result, above)

@@ -155,6 +155,10 @@ def _certified(
     floor, tol = relative_floor * norm, jnp.maximum(tol, relative_floor)
     # A residual is itself known up to the floor.
     converged = wanted & (residuals <= tol * norm + floor)
+    # What did not converge is not in the list: with the coupling to the rest, the eigenvalues there reach as far as this.
+    left = ~converged & jnp.isfinite(values)
+    reach = jnp.maximum(rest, jnp.max(jnp.where(left, values, -jnp.inf))) + jnp.linalg.norm(jnp.where(left, within, 0))
+    rest = jnp.where(jnp.any(left), reach, rest)
     bounds = linalg.error_bounds(values, within, rest, floor, wanted)
     if psd:
         # Not distinguishable from zero: report zero, with a bound that covers the value found.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax import _checks, linalg
-from fisher_jax.operators import LinearOperator
+from fisher_jax.operators import LinearOperator, MatrixOperator
 from fisher_jax.results import EigenResult, provenance
 from fisher_jax.solvers.base import (
     Reporter,
@@ -20,6 +20,7 @@ from fisher_jax.solvers.base import (
     smaller_side,
 )
 from fisher_jax.solvers.lifting import complete, lift, lost
+from fisher_jax.solvers.start import measure
 
 Array = jax.Array
 
@@ -58,6 +59,10 @@ class Dense:
             values, rows, rest, norm = jax.block_until_ready(_top_rows(matrix * scale, min(k, side.size)))
         spent = k
         floor = jnp.asarray(4 * linalg.eps(side.dtype) * max(1.0, side.size**0.5 / 4), side.dtype)
+        if not isinstance(side, MatrixOperator):
+            # A network of lower precision multiplies in that, whatever the matrix was formed in.
+            probe = jax.random.normal(key, (1, operator.size), operator.dtype)
+            floor, spent = jnp.maximum(floor, measure("eigsh", operator, probe)[1]), spent + 2
         # Everything else is known too: the next eigenvalue, or zero past the end of the smaller side.
         rest = rest if k < side.size or side.size == operator.size else jnp.zeros((), side.dtype)
         if side is not operator:

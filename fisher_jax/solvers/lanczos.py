@@ -140,6 +140,8 @@ class Lanczos:
                 jnp.pad(a, (0, missing), constant_values=jnp.nan) for a in (values, residuals, within)
             )
             wanted = jnp.pad(wanted, (0, missing))
+        # What the search did not set aside, it has bounded.
+        values = jnp.where(wanted, values, jnp.nan)
         notes = []
         if not _checks.traced(reachable) and self.tol < float(reachable):
             notes.append(

@@ -119,6 +119,8 @@ class Nystrom:
                     notes.append(f"stopped: {left} more doublings would not reach tol={self.tol:g}, use fj.Lanczos()")
                     break
             error, steps = error_bound(side, found, kept, noise, found[k - 1] - found[k], k_error)
+        # The i-th eigenvalue is at most the i-th found and the error: of all from the first that did not converge.
+        first = k if bool(converged.all()) else int(jnp.argmin(converged))
         result = certify(
             operator,
             rows,
@@ -127,7 +129,7 @@ class Nystrom:
             norm,
             noise,
             self.tol,
-            jnp.maximum(most, found[k] + error),
+            jnp.maximum(most, found[first] + error),
             spent + steps * unseen.BLOCK,
             unit=1 / scale,
             within=within,

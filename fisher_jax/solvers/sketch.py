@@ -166,7 +166,8 @@ class Sketch:
             matvecs=jnp.asarray(self.products),
             floor=unit * floor,
             tol=jnp.maximum(jnp.asarray(tol, dtype), noise),
-            complete_above=unit * (values[k] + error + floor),
+            # Of all if none is given.
+            complete_above=unit * (jnp.where(converged[0], values[k], values[0]) + error + floor),
             method=f"Sketch of rank {self.rank}, {self.tests} tests",
             info=provenance(
                 dtype=dtype,

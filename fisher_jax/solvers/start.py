@@ -17,32 +17,40 @@ Array = jax.Array
 def start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
     """Start block `(b, n)`, relative rounding error of a product, power of two near 1/‖M‖, products spent.
 
-    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified. Start vectors
-    `v0` take their places.
+    The start is M times random directions: in the range of M, with the largest eigenvalues already amplified; or `v0` as it
+    is, since nothing can be measured on a vector that M may map to zero.
     """
-    start, spent = jax.random.normal(key, (b, side.size), side.dtype), 2 * b
-    if v0 is not None:
-        rows, extra = given(side, operator, b, v0)
-        start, spent = start.at[: len(rows)].set(rows), spent + extra
-    block, noise, scale = measure("eigsh", side, start)
-    return block, noise, scale, spent
+    start = jax.random.normal(key, (b, side.size), side.dtype)
+    if v0 is None:
+        return *measure("eigsh", side, start), 2 * b
+    _, noise, scale = measure("eigsh", side, start[:1])
+    rows, spent = given(side, operator, start, v0)
+    return rows, noise, scale, 2 + spent
 
 
-def given(side: Any, operator: Any, b: int, v0: Any) -> tuple[Array, int]:
-    """Start vectors `(size,)` or `(size, j)` as unit rows on the side that is iterated, at most b; products spent.
-
-    More than b are added up: what counts is that each is there.
-    """
-    v0 = jnp.asarray(v0, operator.dtype)
-    if v0.ndim not in (1, 2) or v0.shape[0] != operator.size or not v0.size:
+def check_start(operator: Any, v0: Any) -> None:
+    """Refuse start vectors that do not fit, whether or not a method uses them."""
+    shape = np.shape(v0)
+    if len(shape) not in (1, 2) or shape[0] != operator.size or 0 in shape:
         remedy = f"give a vector of shape ({operator.size},) or columns ({operator.size}, j)"
-        raise _checks.fail("eigsh", f"v0 has shape {v0.shape}", remedy)
-    _checks.finite("eigsh", "v0", v0, "give start vectors without NaN")
-    columns = v0[:, None] if v0.ndim == 1 else v0
-    rows = jnp.stack([jnp.sum(columns[:, i::b], axis=1) for i in range(min(b, columns.shape[1]))])
-    if side is operator:
-        return _unit_rows(rows)[0], 0
-    return _unit_rows(apply_rows(side, rows, 1, from_dual))[0], (len(rows) + 1) // 2
+        raise _checks.fail("eigsh", f"v0 has shape {shape}", remedy)
+    _checks.finite("eigsh", "v0", jnp.asarray(v0, operator.dtype), "give start vectors without NaN")
+
+
+def given(side: Any, operator: Any, random: Array, v0: Any) -> tuple[Array, int]:
+    """Start vectors `(size,)` or `(size, j)` as unit rows on the side that is iterated, in place of random rows; products.
+
+    More than there are rows are added up: what counts is that each is there. What vanishes leaves the random row.
+    """
+    columns = jnp.asarray(v0, operator.dtype)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    unit = _unit_rows(columns.T)[0]
+    rows, spent = jnp.stack([jnp.sum(unit[i :: len(random)], axis=0) for i in range(min(len(random), len(unit)))]), 0
+    if side is not operator:
+        rows, spent = apply_rows(side, rows, 1, from_dual), (len(rows) + 1) // 2
+    rows, random = _unit_rows(rows)[0], _unit_rows(random)[0]
+    vanished = jnp.all(rows == 0, axis=1, keepdims=True)
+    return random.at[: len(rows)].set(jnp.where(vanished, random[: len(rows)], rows)), spent
 
 
 def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
@@ -76,6 +84,8 @@ _ALPHA = 0.7390851332151607
 @linalg.precise_jit
 def _unit_rows(rows: Array) -> tuple[Array, Array]:
     """Rows of length one, and the same times a number that is no power of two."""
+    # Twice: the squares of large or small entries would overflow or vanish.
+    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
     return rows, _ALPHA * rows
 

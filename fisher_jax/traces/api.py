@@ -37,7 +37,7 @@ def trace(operator: Any, *, method: Any = None, key: jax.Array | None = None, pr
     operator = as_operator("trace", operator)
     if method is None:
         method = ExactTrace() if is_cheap(operator) else XNysTrace() if operator.psd else XTrace()
-    if not hasattr(method, "estimate"):
+    if isinstance(method, type) or not hasattr(method, "estimate"):
         raise _checks.fail("trace", f"method={method!r} is not a method", "give fj.ExactTrace(), fj.XTrace(), ...")
     if not isinstance(method, ExactTrace) and not is_key(key):
         raise _checks.fail("trace", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")

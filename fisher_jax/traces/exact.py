@@ -8,7 +8,7 @@ import numpy as np
 
 from fisher_jax import _checks, linalg
 from fisher_jax.estimates import Estimate
-from fisher_jax.operators import LinearOperator
+from fisher_jax.operators import LinearOperator, SignedOperator
 from fisher_jax.results import provenance
 from fisher_jax.solvers.base import smaller_side
 
@@ -26,6 +26,10 @@ class ExactTrace:
     def estimate(
         self, operator: LinearOperator, *, key: Any = None, confidence: float = 1.0, progress: Any = None
     ) -> Estimate:
+        if isinstance(operator, SignedOperator):
+            of, sign = self.estimate(operator.operator), float(operator.sign)
+            lower, upper = sorted((sign * of.lower, sign * of.upper))
+            return dataclasses.replace(of, value=sign * of.value, lower=lower, upper=upper)
         cheap = is_cheap(operator)
         side = operator if cheap else smaller_side(operator)
         if type(side).trace is LinearOperator.trace:
