@@ -87,16 +87,15 @@ def main() -> None:
     options = parser.parse_args()
     samples, parts, counts = (100, (20,), (5,)) if options.small else (1797, (224, 600), (10, 100))
     rows = []
+    path = pathlib.Path(__file__).parent / "results" / f"warm_start_{jax.default_backend()}.json"
     for k in counts:
         for tol in (1e-3, 1e-6):
             some = measure(k, tol, options.seeds, samples, parts)
             table(f"k = {k}, tol = {tol:g}", [{c: r[c] for c in r if c not in ("k", "tol")} for r in some])
             rows += some
-    if not options.small:
-        record = {"provenance": dict(provenance(None, np.float32)), "rows": rows}
-        path = pathlib.Path(__file__).parent / "results" / f"warm_start_{jax.default_backend()}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"wrote {path}")
+            if not options.small:
+                record = {"provenance": dict(provenance(None, np.float32)), "seeds": options.seeds, "rows": rows}
+                path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
