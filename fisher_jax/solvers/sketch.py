@@ -44,7 +44,8 @@ class Sketch:
             sketch = sketch.add(fj.fisher(model, x, likelihood), weight=len(x))
         top = sketch.eigsh(10)
 
-    Sketches of parts of the data, made with the same key, add up: `sketch + other`.
+    Sketches of parts of the data, made with the same key, add up: `sketch + other`. Where the spectrum decays slowly, as it
+    does at initialization, the error of all values at once is that of the many left out: raise rank, or `tol` of `eigsh`.
 
     Args:
         size: rows of the matrix, P.
