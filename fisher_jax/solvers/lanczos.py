@@ -114,7 +114,8 @@ class Lanczos:
         lifted = side is not operator
         plan = _Plan(k, m, b, self.restarts, above is not None, lifted, side.size)
         k_start, k_run, k_lift = jax.random.split(key, 3)
-        block, noise, scale, spent = start_block(side, operator, b, v0, k_start)
+        block, noise, scale, started = start_block(side, operator, b, v0, k_start)
+        spent = started
         if operator is not exact:
             noise = jnp.maximum(noise, product_error(side, smaller_side(exact), block))
             spent += b
@@ -174,7 +175,7 @@ class Lanczos:
                 size=operator.size,
                 iterated=side.size,
                 failure_probability=unseen.FAILURE,
-                **_counts(state, b),
+                **_counts(state, b, started),
                 **features(exact),
                 **({} if self.precision == "highest" else {"matmul_precision": self.precision}),
                 **({"note": "; ".join(notes)} if notes else {}),
@@ -494,12 +495,12 @@ def _extract(state: _State, limits: _Limits, plan: _Plan, used: int) -> tuple[Ar
     return S @ basis.vectors[:used], S @ basis.images[:used], count, _norm(basis, values)
 
 
-def _counts(state: _State, b: int) -> dict[str, int]:
+def _counts(state: _State, b: int, started: int) -> dict[str, int]:
     """Products until the wanted pairs had converged; the others went into the search and the finish."""
     if _checks.traced(state):
         return {}
     iterated = int(state.iterated) if int(state.phase) in (SEARCH, DONE) else int(state.steps)
-    return {"products_to_convergence": 2 * b + iterated * b}
+    return {"products_to_convergence": started + iterated * b}
 
 
 # --- driven by the host -----------------------------------------------------------------------------------------------
