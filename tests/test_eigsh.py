@@ -246,6 +246,9 @@ def test_starts_that_vanish_or_overflow(method, scale):
     for start in (null, null + 1e30, null + 1e-35, np.concatenate([null + 1e30, null], axis=1)):
         result = fj.eigsh(operator, 3, v0=start, method=method, key=KEY)
         np.testing.assert_allclose(np.asarray(result.values, np.float64) / scale, truth[:3], rtol=1e-4)
+    exact = fj.eigsh(operator, 3, method=fj.Dense(), key=KEY).vectors
+    near, far = (fj.eigsh(operator, 3, v0=s * exact, method=method, key=KEY) for s in (1.0, 1e30))
+    assert products(near) == products(far)
 
 
 def test_dense_of_weights_in_half_precision():

@@ -294,6 +294,7 @@ def test_k_of_all():
         ({"ncv": 9}, "ncv=9 exceeds 8"),
         ({"maxiter": 0}, "maxiter=0 is below 1"),
         ({"v0": np.ones(7)}, r"v0 has shape \(7,\); give a vector of shape \(8,\)"),
+        ({"v0": np.full(8, np.nan)}, "v0 has 8 NaN"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -208,7 +208,7 @@ class Density:
 
         The steps leave open the weight of a rule with a node at `above`; rounding moves eigenvalues by `floor`.
         """
-        above = _number("above", above)
+        above = _checks.finite_number("density", "above", above)
         blur = float(self._blur(above))
         low = self._weighed([self._above(p, above + blur)[0] for p in self._rules("count_above")])
         high = self._weighed([self._above(p, above - blur)[1] for p in self._rules("count_above")])
@@ -375,12 +375,6 @@ register(Density)
 
 def _host(a: Any) -> np.ndarray:
     return np.asarray(a, np.float64)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
-        return float(value)
-    raise _checks.fail("density", f"{name}={value!r} is not a number", f"give a finite {name}")
 
 
 # --- quadrature rules -------------------------------------------------------------------------------------------------

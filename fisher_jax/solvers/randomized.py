@@ -93,7 +93,7 @@ class Randomized:
         k_start, k_run, k_search, k_lift = jax.random.split(key, 4)
         first, noise, scale, spent = start_block(side, operator, 1, None, k_start)
         if v0 is not None:
-            first, extra = given(side, operator, jax.random.normal(k_start, (b, side.size), side.dtype), v0)
+            first, extra = given(side, operator, b, v0)
             spent += extra
         side, tol = ScaledOperator(side, scale), jnp.asarray(self.tol, side.dtype)
         basis, notes, rest, passes = _begin(first, b, m, k_run), [], jnp.asarray(jnp.nan, tol.dtype), 0

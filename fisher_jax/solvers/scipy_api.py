@@ -110,6 +110,8 @@ def scipy_eigsh(
             _checks.integer(WHERE, "maxiter", maxiter, 1)
         if v0 is not None and np.shape(v0) != (n,):
             raise _checks.fail(WHERE, f"v0 has shape {np.shape(v0)}", f"give a vector of shape ({n},)")
+        if v0 is not None:
+            _checks.finite(WHERE, "v0", np.asarray(v0), "give a start vector without NaN")
         if operator.psd:
             which = {"LM": "LA", "SM": "SA"}.get(which, which)
         if n <= max(DENSE_SIZE, SHARE * k) or which == "SM":

@@ -24,8 +24,8 @@ def start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[
     if v0 is None:
         return *measure("eigsh", side, start), 2 * b
     _, noise, scale = measure("eigsh", side, start[:1])
-    rows, spent = given(side, operator, start, v0)
-    return rows, noise, scale, 2 + spent
+    rows, spent = given(side, operator, b, v0)
+    return start.at[: len(rows)].set(rows), noise, scale, 2 + spent
 
 
 def check_start(operator: Any, v0: Any) -> None:
@@ -37,20 +37,17 @@ def check_start(operator: Any, v0: Any) -> None:
     _checks.finite("eigsh", "v0", jnp.asarray(v0, operator.dtype), "give start vectors without NaN")
 
 
-def given(side: Any, operator: Any, random: Array, v0: Any) -> tuple[Array, int]:
-    """Start vectors `(size,)` or `(size, j)` as unit rows on the side that is iterated, in place of random rows; products.
+def given(side: Any, operator: Any, b: int, v0: Any) -> tuple[Array, int]:
+    """Start vectors `(size,)` or `(size, j)` as at most b unit rows on the side that is iterated; products spent.
 
-    More than there are rows are added up: what counts is that each is there. What vanishes leaves the random row.
+    More than b are added up: what counts is that each is there. Where rows are orthonormalized, zeros become random.
     """
     columns = jnp.asarray(v0, operator.dtype)
-    columns = columns[:, None] if columns.ndim == 1 else columns
-    unit = _unit_rows(columns.T)[0]
-    rows, spent = jnp.stack([jnp.sum(unit[i :: len(random)], axis=0) for i in range(min(len(random), len(unit)))]), 0
-    if side is not operator:
-        rows, spent = apply_rows(side, rows, 1, from_dual), (len(rows) + 1) // 2
-    rows, random = _unit_rows(rows)[0], _unit_rows(random)[0]
-    vanished = jnp.all(rows == 0, axis=1, keepdims=True)
-    return random.at[: len(rows)].set(jnp.where(vanished, random[: len(rows)], rows)), spent
+    unit = _unit_rows(columns[None] if columns.ndim == 1 else columns.T)[0]
+    rows = jnp.stack([jnp.sum(unit[i::b], axis=0) for i in range(min(b, len(unit)))])
+    if side is operator:
+        return _unit_rows(rows)[0], 0
+    return _unit_rows(apply_rows(side, rows, 1, from_dual))[0], (len(rows) + 1) // 2
 
 
 def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
