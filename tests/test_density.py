@@ -629,7 +629,7 @@ def test_what_has_no_answer_is_refused():
         d([0.0], axis="log")
     with pytest.raises(fj.ArgumentError, match="width=0 is not a positive number"):
         d([0.0], width=0)
-    with pytest.raises(fj.ArgumentError, match="above=nan is not a number"):
+    with pytest.raises(fj.ArgumentError, match="above=nan is not a finite number"):
         d.count_above(float("nan"))
     k = fj.density(np.eye(30, dtype=np.float32), method=fj.KPM(10, 2), key=KEY)
     with pytest.raises(fj.ArgumentError, match=r"density.count_above: nothing bounds the integrals of KPM\(degree=10"):
