@@ -38,6 +38,14 @@ def positive(where: str, name: str, value: Any) -> float:
     raise fail(where, f"{name}={value!r} is not a positive number", f"give {name} > 0")
 
 
+def tolerance(where: str, tol: Any) -> float:
+    """A residual over the norm, in (0, 1): any vector reaches a larger one."""
+    number = positive(where, "tol", tol)
+    if number >= 1:
+        raise fail(where, f"tol={tol!r} is a residual no smaller than the norm", "give tol < 1, such as 1e-6")
+    return number
+
+
 def finite_number(where: str, name: str, value: Any) -> float:
     """`value` as a finite float, else an error that names it; arrays of one number are numbers."""
     try:

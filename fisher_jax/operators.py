@@ -119,6 +119,18 @@ def _check_dtype(where: str, dtype: Any) -> None:
         raise _checks.fail(where, f"dtype {jnp.dtype(dtype).name} is not supported", "give float32 or float64")
 
 
+def _narrowed(where: str, entries: Any) -> Array:
+    """On the device: float64 as float32 unless x64 is enabled, refused where all of it would vanish or overflow there."""
+    with np.errstate(over="ignore"):
+        placed = jnp.asarray(entries)
+    if placed.dtype != entries.dtype and entries.size:
+        largest, limits = float(np.max(np.abs(entries))), jnp.finfo(placed.dtype)
+        if 0 < largest < float(limits.tiny) or float(limits.max) < largest < np.inf:
+            remedy = 'enable x64: jax.config.update("jax_enable_x64", True), or scale the matrix'
+            raise _checks.fail(where, f"entries of at most {largest:.1e} leave the range of {placed.dtype.name}", remedy)
+    return placed
+
+
 @record
 class MatrixOperator(LinearOperator):
     """An explicit symmetric matrix `(n, n)` as an operator.
@@ -139,9 +151,11 @@ class MatrixOperator(LinearOperator):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise _checks.fail("MatrixOperator", f"matrix has shape {matrix.shape}", "give a square matrix")
         _check_dtype("MatrixOperator", matrix.dtype)
-        matrix = jnp.asarray(matrix)
+        matrix = _narrowed("MatrixOperator", matrix)
         if not _checks.traced(matrix) and matrix.size:
             scale, skew = map(float, _scale_and_skew(matrix))
+            if not np.isfinite(scale):
+                _checks.finite("MatrixOperator", "matrix", matrix, "give a matrix without NaN")
             if not skew <= 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
                 raise _checks.fail("MatrixOperator", f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
         object.__setattr__(self, "matrix", matrix)
@@ -297,7 +311,7 @@ class SparseOperator(LinearOperator):
         scale, skew = (np.max(np.abs(a.data), initial=0) for a in (matrix, matrix - matrix.T))
         if skew > 1000 * float(jnp.finfo(matrix.dtype).eps) * scale:
             raise _checks.fail(where, f"matrix - matrixᵀ reaches {skew:.2g}", "give a symmetric matrix")
-        object.__setattr__(self, "entries", jnp.asarray(matrix.data))
+        object.__setattr__(self, "entries", _narrowed(where, matrix.data))
         object.__setattr__(self, "rows", jnp.asarray(matrix.row, jnp.int32))
         object.__setattr__(self, "columns", jnp.asarray(matrix.col, jnp.int32))
         object.__setattr__(self, "length", matrix.shape[0])

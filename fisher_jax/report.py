@@ -31,7 +31,7 @@ def summarize(F: FisherOperator, top: EigenResult) -> Summary:
             "summarize", f"top is a {type(top).__name__}", "give fj.eigsh(...); a Spectrum prints its own numbers"
         )
     if not top.values.size or not bool(top.converged[0]):
-        raise _checks.fail("summarize", "top has no converged largest eigenvalue", "raise steps or tol of fj.Lanczos")
+        raise _checks.fail("summarize", "top has no converged largest eigenvalue", f"raise tol or products of {top.method}")
     count = F.factor.outliers()
     known = len(top.values) > count and bool(top.converged[: count + 1].all()) and float(top.values[count]) > 0
     touched = np.asarray(rows.touched(F.factor))

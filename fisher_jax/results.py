@@ -43,10 +43,10 @@ class EigenResult:
     def __repr__(self) -> str:
         if _checks.traced(self):
             return f"EigenResult(<traced>, k={self.values.shape[0]}, method={self.method})"
-        worst = float(np.max(np.asarray(self.residuals)[np.asarray(self.converged)], initial=0.0))
+        residuals = np.asarray(self.residuals)[np.asarray(self.converged)]
+        worst = f"max residual {residuals.max():.1e}, " if residuals.size else ""
         head = (
-            f"EigenResult: {int(self.converged.sum())}/{self.values.size} converged, {int(self.matvecs)} products, "
-            f"max residual {worst:.1e}, {self.method}"
+            f"EigenResult: {residuals.size}/{self.values.size} converged, {int(self.matvecs)} products, {worst}{self.method}"
         )
         note = dict(self.info).get("note")
         return "\n".join([head, self.completeness(), *([note] if note else []), self.table()])
@@ -62,7 +62,8 @@ class EigenResult:
         doubt = f" (failure probability {chance})" if chance else ""
         largest = np.max(np.asarray(self.values), initial=-np.inf, where=np.asarray(self.converged))
         if self.values.size and not bound <= float(largest) + float(self.floor):
-            return f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be: raise block or steps"
+            remedy = ": raise block or steps" if self.method.startswith("Lanczos") else ""
+            return f"no eigenvalue above {bound:.6g} is missing{doubt}; copies of those listed may be{remedy}"
         return f"no eigenvalue above {bound:.6g} is missing{doubt}"
 
     def table(self, theory: "Law | None" = None) -> str:
@@ -306,7 +307,8 @@ class EigenPlan:
             products = f"{route.products} products" if route.products else "explicit matrix"
             room = "" if route.bytes <= self.free_bytes / 2 else "  DOES NOT FIT"
             lines.append(f"  {name:<{width}}  about {route.seconds:<8.2g} s  {products:<15}  {_bytes(route.bytes)}{room}")
-        return "\n".join([*lines, f"  at the measured {self.rate:.2g} operations/s, {_bytes(self.free_bytes)} free"])
+        last = f"  at the measured {self.rate:.2g} operations/s, {_bytes(self.free_bytes)} free; a first solve also compiles"
+        return "\n".join([*lines, last])
 
 
 def _options(method: Any) -> str:

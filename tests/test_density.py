@@ -46,7 +46,9 @@ def groups(d, size):
         part = slice(i, i + size)
         weights = np.asarray(d.weights[part], np.float64)
         arrays = {name: getattr(d, name)[part] for name in ("nodes", "moments", "diagonal", "coupling")}
-        yield dataclasses.replace(d, weights=weights / weights.sum(), **arrays)
+        nodes, diagonal, coupling = (np.asarray(arrays[name], np.float64) for name in ("nodes", "diagonal", "coupling"))
+        ends = slq._ends(diagonal, coupling, nodes, weights / weights.sum(), d.dimension, d.psd)
+        yield dataclasses.replace(d, weights=weights / weights.sum(), ends=ends, **arrays)
 
 
 def integrals(d, tau, delta):
@@ -79,10 +81,10 @@ def mass(d):
 # --- what the intervals promise ---------------------------------------------------------------------------------------
 
 
-def check_coverage(d, values, tau, delta):
-    """Of 200 groups of 8 probes, each interval holds in 95 % at least."""
+def check_coverage(d, values, tau, delta, size=8):
+    """Of 200 groups of probes, each interval holds in 95 % at least."""
     truth, hits, width = truths(values, tau, delta), {}, {}
-    for group in groups(d, 8):
+    for group in groups(d, size):
         for name, e in integrals(group, tau, delta).items():
             slack = 1e-6 * abs(truth[name])
             hits[name] = hits.get(name, 0) + (e.lower - slack <= truth[name] <= e.upper + slack)
@@ -102,6 +104,27 @@ def test_coverage(name):
     for key, f in {"trace": values, "logdet": np.log1p(values / delta)}.items():
         ideal = 2 * 1.96 * np.sqrt(2 * N * f.var() / 8)
         assert width[key] <= 2.5 * ideal + 1e-5 * truth[key], (key, width[key], ideal)
+
+
+@pytest.mark.parametrize("steps, probes", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("name", ["one dominates", "geometric", "Wishart"])
+def test_coverage_of_few_products(name, steps, probes):
+    """A largest eigenvalue that no probe has seen much of, and no residual tells of."""
+    values = SPECTRA[name]
+    d = fj.density(semidefinite(values), method=fj.SLQ(steps=steps, probes=200 * probes), key=KEY)
+    check_coverage(d, values, 0.3 * values.max(), 0.01 * values.max(), probes)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("steps, probes", [(1, 1), (2, 2), (8, 1)])
+def test_ends_hold_all_eigenvalues(steps, probes, sign):
+    values = sign * np.r_[5.0, 1e-2 * np.random.default_rng(2).normal(size=N - 1)]
+    operator = fj.MatrixOperator(zoo.prescribed(values).astype("float32"))
+    d = fj.density(operator, method=fj.SLQ(steps, 200 * probes), key=KEY)
+    ends = np.array([group.ends for group in groups(d, probes)])
+    assert ((ends[:, 0] <= values.min() + 1e-5) & (ends[:, 1] >= values.max() - 1e-5)).sum() >= 198
+    if steps > 5:  # and are of use
+        assert np.median(ends, axis=0) == pytest.approx([values.min(), values.max()], abs=3)
 
 
 @pytest.fixture(scope="module")
@@ -640,6 +663,7 @@ def test_what_has_no_answer_is_refused():
     zero = fj.density(np.zeros((9, 9), np.float32), key=KEY)
     with pytest.raises(fj.ArgumentError, match="no eigenvalue above rounding"):
         zero.grid()
+    assert not zero([0.5]).any() and not np.any(zero.band([0.5]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "0 of 9" in repr(zero)

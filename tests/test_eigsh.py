@@ -1,5 +1,6 @@
 """Every solver on every matrix of the zoo, in both precisions; Lanczos in its parts."""
 
+import dataclasses
 import threading
 import warnings
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import scipy.sparse
 import zoo
 from cases import data, function
 
@@ -468,10 +470,58 @@ def test_bad_operators():
         fj.eigsh([[1.0]], 1, key=KEY)
     with pytest.raises(fj.ArgumentError, match="returned NaN or infinity"):
         fj.eigsh(fj.FunctionOperator(lambda V: V / 0, 500), 2, method=fj.Lanczos(), key=KEY)
-    with pytest.raises(ValueError, match="tol=0"):
-        fj.Lanczos(tol=0)
+    for tol in (0, 1.0):
+        for method in (fj.Lanczos, fj.Auto, fj.Randomized, fj.Nystrom):
+            with pytest.raises(ValueError, match=f"{method.__name__}: tol={tol} is"):
+                method(tol=tol)
+    with pytest.raises(fj.ArgumentError, match=r"MatrixOperator: matrix has 1 NaN or infinite value\(s\) among 9"):
+        fj.MatrixOperator(np.diag([1, np.nan, 2]))
     with pytest.raises(fj.ArgumentError, match="Dense: size 20000 exceeds 16000"):
         fj.eigsh(fj.FunctionOperator(lambda V: V, 20000), 2, method=fj.Dense(), key=KEY)
+
+
+@pytest.mark.parametrize("make", [fj.MatrixOperator, lambda a: fj.SparseOperator(scipy.sparse.csr_array(a))])
+@pytest.mark.parametrize("scale", [1e-50, 1e50])
+def test_what_float32_does_not_hold_is_refused(make, scale):
+    """float64 arrays become float32 unless x64 is enabled: zeros, or infinity."""
+    with pytest.raises(fj.ArgumentError, match=r"entries of at most 3.0e[+-]50 leave the range of float32; enable x64"):
+        make(scale * np.diag([1.0, 2.0, 3.0]))
+    make(np.diag([1e-50, 2.0, 3.0]))
+    with jax.enable_x64(True):
+        assert float(fj.eigsh(make(scale * np.diag([1.0, 2.0, 3.0])), 1, key=KEY).values[0]) == pytest.approx(3 * scale)
+
+
+@pytest.mark.parametrize("function", [lambda V: V**3, lambda V: 2 * V + 1, jnp.abs], ids=["cube", "shift", "abs"])
+def test_functions_that_are_not_linear_are_refused(function):
+    operator = fj.FunctionOperator(function, 200)
+    for method in (fj.Lanczos(), fj.Randomized(), fj.Dense()):
+        with pytest.raises(fj.ArgumentError, match=r"is not (linear|symmetric)"):
+            fj.eigsh(operator, 3, method=method, key=KEY)
+    with pytest.raises(fj.ArgumentError, match=r"is not (linear|symmetric)"):
+        fj.density(operator, key=KEY)
+    with pytest.raises(fj.ArgumentError, match=r"is not (linear|symmetric)"):
+        fj.trace(operator, method=fj.XTrace(20), key=KEY)
+
+
+def test_messages_name_what_helps():
+    """Not the options of another method; no residual where there is none."""
+    operator, _ = zoo.matrix("geometric 0.7", "float32")
+    none = fj.EigenResult(
+        *(jnp.full(s, jnp.nan) for s in ((2,), (5, 2), (2,), (2,))),
+        converged=jnp.zeros(2, bool),
+        matvecs=jnp.asarray(7),
+        floor=jnp.asarray(1e-7),
+        tol=jnp.asarray(1e-6),
+        complete_above=jnp.asarray(jnp.nan),
+        method="Randomized(tol=1e-06)",
+    )
+    assert repr(none).startswith("EigenResult: 0/2 converged, 7 products, Randomized(tol=1e-06)\n")
+    doubtful = dataclasses.replace(fj.eigsh(operator, 2, method=fj.Dense(), key=KEY), complete_above=jnp.asarray(2.0))
+    assert doubtful.completeness().endswith("copies of those listed may be")
+    with pytest.warns(UserWarning, match=r"above 0.001 \(nothing is established\); raise k, or lower tol$"):
+        fj.eigsh(operator, 2, method=fj.Lanczos(), above=1e-3, key=KEY)
+    with pytest.raises(fj.ArgumentError, match="v0 is complex"):
+        fj.eigsh(operator, 2, v0=1j * np.ones(operator.size), key=KEY)
 
 
 # --- the factorization ------------------------------------------------------------------------------------------------

@@ -60,6 +60,9 @@ def run_density(options: argparse.Namespace) -> int:
 
     steps, probes = options.steps, options.probes
     method = fj.SLQ(steps, probes) if options.method == "slq" else fj.KPM(2 * steps, probes)
+    solver = fj.Auto(options.tol)
+    if options.outliers is not None:
+        _checks.integer("density", "outliers", options.outliers, 0)
     if options.damping is not None:
         _checks.positive("density", "damping", options.damping)
     if options.above is not None:
@@ -73,7 +76,7 @@ def run_density(options: argparse.Namespace) -> int:
     most = min(F.factor.outliers(), F.factor.rank_bound() - 1) if options.outliers is None else options.outliers
     with warnings.catch_warnings(record=True) as caught, Bar(options.quiet, "done") as bar:
         warnings.simplefilter("always")
-        top = fj.eigsh(F, most, method=fj.Auto(options.tol), key=find, progress=bar) if most > 0 else None
+        top = fj.eigsh(F, most, method=solver, key=find, progress=bar) if most > 0 else None
         if top is not None and "interrupted" in dict(top.info).get("note", ""):
             raise KeyboardInterrupt  # before the first probe there is nothing to keep
         found = fj.density(F, method=method, top=top, key=probe, progress=lambda n, of: bar.networks("probing", n, of))

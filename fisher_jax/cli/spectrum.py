@@ -5,6 +5,7 @@ import json
 import warnings
 from typing import Any
 
+from fisher_jax import _checks
 from fisher_jax._checks import ArgumentError
 from fisher_jax.cli.files import out_directory, write, write_json
 from fisher_jax.cli.prediction import law_record, prediction, show
@@ -71,6 +72,7 @@ def run_spectrum(options: argparse.Namespace) -> int:
     import fisher_jax as fj
 
     method = _method(options)
+    _checks.integer("spectrum", "k", options.k, 1)
     out_directory(options)
     F, title, made = problem(options)
     print(title, flush=True)

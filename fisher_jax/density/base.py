@@ -59,7 +59,7 @@ class Density:
     coupling: Array | None  # (probes, m) beside the diagonal; the last is what the rule leaves out, zero if it is exact
     atoms: Array  # (k,) eigenvalues that were known and projected out
     atom_bounds: Array  # (k,) absolute bound on the error of each
-    ends: tuple[float, float]  # the bulk lies between these, up to the residuals of its extreme nodes
+    ends: tuple[float, float]  # the bulk lies between these (for SLQ with a probability of 0.99)
     floor: float  # absolute rounding error of an eigenvalue; what lies below cannot be told from zero
     leak: float  # Σ |shift| of the eigenvalues of the bulk by errors of the projected vectors, at most
     dimension: int  # of the space of the probes: what the weights are shares of
@@ -111,6 +111,8 @@ class Density:
         width; else as if each node had the mean width of those near.
         """
         kernel, weights, widths = self._kernel(values, axis, width)
+        if not weights.size:  # nothing above rounding
+            return np.zeros(len(kernel)), np.zeros(len(kernel))
         share = self.bulk / max(self.dimension, 1)
         # A kernel's values lie between zero and its peak; shares are of the whole bulk, ρ is of the resolved part.
         rho = kernel @ weights
@@ -438,5 +440,8 @@ def _proportion(
         return (below + above) / 2
 
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    # Less than one eigenvalue's worth: the middle of so skewed a distribution is not its mean.
-    return np.minimum(solve(low, 1 - tail), low), np.maximum(solve(high, tail), high)
+    lower, upper = solve(low, 1 - tail), solve(high, tail)
+    # Less than one eigenvalue's worth: then none has the value 1. R spreads most if one has a smaller value, others none.
+    one = scipy.special.betaincinv(probes / 2, probes * (dimension - 1) / 2, 1 - tail) if dimension > 1 else 1.0
+    lower = np.where(dimension * lower < 1, low / (dimension * one), lower)
+    return np.minimum(lower, low), np.maximum(upper, high)

@@ -36,7 +36,7 @@ class KPM:
 
     Args:
         degree: of the polynomials, from degree/2 products for each probe. The resolution is π/degree of half the range, and
-            eigenvalues are not told from zero below π²/2 of its square.
+            eigenvalues are not told from zero below π²/2 of its square: they all show as one bump there.
         probes: Gaussian vectors.
     """
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+import scipy.special
 
 from fisher_jax import _checks, linalg
 from fisher_jax.density.base import Density, closed
@@ -27,6 +28,9 @@ from fisher_jax.results import provenance
 from fisher_jax.solvers.base import HostLoop, check_symmetry, features
 
 Array = jax.Array
+
+# Probability that an eigenvalue lies beyond the ends: of the 0.05 that the confidence leaves, intervals use 0.02.
+BEYOND = 0.01
 
 # How many times the rounding error of a product u·M v and v·M u may differ by.
 SKEW = 100
@@ -78,7 +82,8 @@ class SLQ:
         norm = float(state.norm)
         check_symmetry("density", space.side.operator, float(state.skew) / norm if norm else 0.0, SKEW * space.noise)
         diagonal, coupling = space.unscaled(diagonal), space.unscaled(coupling)
-        nodes, weights, ends = _rules(diagonal, coupling, space.side.psd)
+        nodes, weights = _rules(diagonal, coupling)
+        ends = _ends(diagonal, coupling, nodes, weights * shares[:, None], space.dimension, space.side.psd)
         largest = max(np.abs(nodes).max(), np.abs(np.asarray(space.atoms, np.float64)).max(initial=0.0))
         note = {"note": f"interrupted after {done} of {m} steps"} if done < m else {}
         cast = partial(jnp.asarray, dtype=space.side.dtype)
@@ -157,16 +162,58 @@ def _extend(state: _State, images: Array) -> _State:
     )
 
 
-def _rules(diagonal: np.ndarray, coupling: np.ndarray, psd: bool) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Nodes and weights of each probe `(probes, m)`, weight zero past where it closed; the ends of the spectrum."""
+def _rules(diagonal: np.ndarray, coupling: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of each probe `(probes, m)`, weight zero past where it closed."""
     nodes, weights = np.zeros(diagonal.shape), np.zeros(diagonal.shape)
-    low, high = (np.inf, 0.0), (-np.inf, 0.0)
     for p in range(len(diagonal)):
         a, b = closed(diagonal[p], coupling[p])
         values, vectors = scipy.linalg.eigh_tridiagonal(a, b[:-1])
         nodes[p, : len(a)], weights[p, : len(a)] = values, vectors[0] ** 2
-        residuals = b[-1] * np.abs(vectors[-1])
-        low = min(low, (float(values[0]), float(residuals[0])))
-        high = max(high, (float(values[-1]), float(residuals[-1])))
-    least = low[0] - low[1]
-    return nodes, weights, (max(0.0, least) if psd else least, high[0] + high[1])
+    return nodes, weights
+
+
+def _ends(
+    diagonal: np.ndarray, coupling: np.ndarray, nodes: np.ndarray, weights: np.ndarray, dimension: int, psd: bool
+) -> tuple[float, float]:
+    """All eigenvalues lie between these, but for a probability of `BEYOND`.
+
+    No residual says so: it is small for eigenvalues that were found. But a random probe has a part along every eigenvector,
+    and all probes together have no less than a share q of their squares along that of the extreme eigenvalue, where q is a
+    quantile of the Beta distribution. Their rules leave at most so much to an eigenvalue beyond the nodes, see `_beyond`.
+    """
+    used = weights > 0
+    if not used.any():
+        return 0.0, 0.0
+    low, high = float(nodes[used].min()), float(nodes[used].max())
+    if dimension > 1:
+        shares, probes = weights.sum(axis=1), len(weights)
+        least = float(scipy.special.betaincinv(probes / 2, probes * (dimension - 1) / 2, BEYOND / 2))
+        low, high = -_beyond(-diagonal, coupling, shares, -low, least), _beyond(diagonal, coupling, shares, high, least)
+    return (max(0.0, low) if psd else low), high
+
+
+def _beyond(diagonal: np.ndarray, coupling: np.ndarray, shares: np.ndarray, edge: float, least: float) -> float:
+    """Where above `edge`, which no node exceeds, an eigenvalue has a share of the probes that is `least` at most.
+
+    The mass of a measure at x is at most `1 / Σ pⱼ(x)²` over its orthonormal polynomials, of which T gives m + 1
+    (Christoffel's function; Akhiezer, The Classical Moment Problem, 1965, section 2.5). Falls with x beyond the nodes.
+    """
+
+    def share(x: float) -> float:
+        # pⱼ₊₁/pⱼ from the recurrence: all positive beyond the nodes, so that nothing cancels or overflows.
+        ratio, before, square, total = np.ones(len(shares)), 0.0, np.ones(len(shares)), np.ones(len(shares))
+        with np.errstate(divide="ignore", over="ignore"):
+            for a, b in zip(diagonal.T, coupling.T, strict=True):
+                ratio = (x - a - before / ratio) / b  # infinite where a space closed: nothing is left
+                square, before = square * ratio**2, b
+                total = total + square
+        return float(shares @ (1 / total))
+
+    step = 1e-6 * max(float(np.ptp(diagonal)), abs(edge), float(np.finfo(np.float32).tiny))
+    while share(edge + step) > least:
+        step *= 2
+    short = step / 2
+    for _ in range(8):
+        middle = (short + step) / 2
+        short, step = (middle, step) if share(edge + middle) > least else (short, middle)
+    return edge + step

@@ -70,7 +70,7 @@ def _density(panel: Any, result: Density, axis: str, exact: Spectrum | None, the
     panel.set_ylim(least, 3 * float(rho.max()))
     if axis == "log":
         panel.set_xscale("log")
-        panel.set_xlim(grid[rho > least].min(), 1.5 * max(result.ends[1], atoms.max(initial=0.0)))
+        panel.set_xlim(grid[rho > least].min(), 1.5 * max(float(np.max(result.nodes)), atoms.max(initial=0.0)))
     panel.grid(True, which="major", color="#e6e8eb", lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 

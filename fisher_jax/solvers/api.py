@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 from fisher_jax import _checks
 from fisher_jax.operators import FunctionOperator, LinearOperator, apply, as_operator
@@ -96,8 +97,8 @@ def _warn(result: EigenResult, above: float | None) -> None:
             why = f"lie below the error of products in {facts['matmul_precision']} and are NaN; raise precision, or lower k"
         warnings.warn(f"eigsh: {missing} of {result.values.size} eigenvalues {why}", stacklevel=3)
     if above is not None and not float(result.complete_above) <= above:
+        established = float(result.complete_above)
+        known = "nothing is established" if np.isnan(established) else f"established: none above {established:g}"
         warnings.warn(
-            f"eigsh: cannot exclude further eigenvalues above {above:g} "
-            f"(established: none above {float(result.complete_above):g}); raise k, or steps of fj.Lanczos, or lower its tol",
-            stacklevel=3,
+            f"eigsh: cannot exclude further eigenvalues above {above:g} ({known}); raise k, or lower tol", stacklevel=3
         )

@@ -39,7 +39,7 @@ class Auto:
     tol: float = 1e-6
 
     def __post_init__(self) -> None:
-        _checks.positive("Auto", "tol", self.tol)
+        _checks.tolerance("Auto", self.tol)
 
     def solve(
         self,

@@ -83,7 +83,7 @@ class Lanczos:
             raise _checks.fail(
                 "Lanczos", f"precision={self.precision!r} is not known", f"give one of {', '.join(PRECISIONS)}"
             )
-        _checks.positive("Lanczos", "tol", self.tol)
+        _checks.tolerance("Lanczos", self.tol)
         _checks.integer("Lanczos", "block", self.block, 1)
         _checks.integer("Lanczos", "restarts", self.restarts, 0)
         if self.steps is not None:

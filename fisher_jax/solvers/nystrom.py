@@ -58,7 +58,7 @@ class Nystrom:
     doublings: int = 5
 
     def __post_init__(self) -> None:
-        _checks.positive("Nystrom", "tol", self.tol)
+        _checks.tolerance("Nystrom", self.tol)
         _checks.integer("Nystrom", "doublings", self.doublings, 0)
         if self.rank is not None:
             _checks.integer("Nystrom", "rank", self.rank, 1)

@@ -65,7 +65,7 @@ class Randomized:
     passes: int = 100
 
     def __post_init__(self) -> None:
-        _checks.positive("Randomized", "tol", self.tol)
+        _checks.tolerance("Randomized", self.tol)
         _checks.integer("Randomized", "oversampling", self.oversampling, 0)
         _checks.integer("Randomized", "depth", self.depth, 2)
         _checks.integer("Randomized", "passes", self.passes, 1)

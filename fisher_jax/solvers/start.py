@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax import _checks, linalg
-from fisher_jax.operators import apply
+from fisher_jax.operators import FunctionOperator, apply
 from fisher_jax.solvers.base import apply_rows
 from fisher_jax.solvers.lifting import from_dual
 
 Array = jax.Array
+
+# No rounding of a product is as large as this, even in bfloat16; that of functions which are not linear is.
+NONLINEAR = 0.1
 
 
 def start_block(side: Any, operator: Any, b: int, v0: Any, key: Array) -> tuple[Array, Array, Array, int]:
@@ -34,6 +37,8 @@ def check_start(operator: Any, v0: Any) -> None:
     if len(shape) not in (1, 2) or shape[0] != operator.size or 0 in shape:
         remedy = f"give a vector of shape ({operator.size},) or columns ({operator.size}, j)"
         raise _checks.fail("eigsh", f"v0 has shape {shape}", remedy)
+    if np.iscomplexobj(v0):
+        raise _checks.fail("eigsh", "v0 is complex", "give real start vectors")
     _checks.finite("eigsh", "v0", jnp.asarray(v0, operator.dtype), "give start vectors without NaN")
 
 
@@ -61,6 +66,9 @@ def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
     block, noise, scale, size = _compare(rows, image, again)
     if not _checks.traced(size) and not np.isfinite(float(size)):
         raise _checks.fail(where, "the operator returned NaN or infinity", "check the weights, the data and the scale")
+    if isinstance(side, FunctionOperator) and not _checks.traced(noise) and not float(noise) < NONLINEAR:
+        what = f"{side!r} is not linear: M (a v) and a M v differ by {float(noise) / 4:.1g} |M v|"
+        raise _checks.fail(where, what, "give a linear function, such as a Hessian-vector product")
     return block, noise, scale
 
 
@@ -75,7 +83,8 @@ def product_error(side: Any, exact: Any, block: Array) -> Array:
     return 4 * jnp.max(jnp.linalg.norm((image - full) * scale, axis=0) / jnp.linalg.norm(full * scale, axis=0))
 
 
-_ALPHA = 0.7390851332151607
+# Negative: of a function such as |v| no positive one would tell.
+_ALPHA = -0.7390851332151607
 
 
 @linalg.precise_jit
