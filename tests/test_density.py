@@ -663,7 +663,8 @@ def test_what_has_no_answer_is_refused():
     zero = fj.density(np.zeros((9, 9), np.float32), key=KEY)
     with pytest.raises(fj.ArgumentError, match="no eigenvalue above rounding"):
         zero.grid()
-    assert not zero([0.5]).any() and not np.any(zero.band([0.5]))
+    assert not zero([0.5]).any() and not np.any(zero.band([0.5])) and zero.ends == (0, 0)
+    assert zero.effective_dimension(1e300).upper == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "0 of 9" in repr(zero)

@@ -232,7 +232,7 @@ class Density:
     def effective_dimension(self, damping: float) -> Estimate:
         """`Σ λ/(λ + δ)` with the damping δ > 0: how many directions the data determines against it."""
         delta = _checks.positive("density.effective_dimension", "damping", damping)
-        return self._bernstein("effective_dimension", lambda x: x / (x + delta), lambda x: delta / (x + delta) ** 2)
+        return self._bernstein("effective_dimension", lambda x: x / (x + delta), lambda x: delta / (x + delta) / (x + delta))
 
     def integral(self, function: Function) -> Estimate:
         """`Σ f(λ)` over all eigenvalues, zeros too, for any f: with the interval of the probes, no bound for the steps.

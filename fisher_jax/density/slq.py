@@ -209,7 +209,9 @@ def _beyond(diagonal: np.ndarray, coupling: np.ndarray, shares: np.ndarray, edge
                 total = total + square
         return float(shares @ (1 / total))
 
-    step = 1e-6 * max(float(np.ptp(diagonal)), abs(edge), float(np.finfo(np.float32).tiny))
+    step = 1e-6 * max(float(np.ptp(diagonal)), abs(edge), float(coupling.max()))
+    if not step:  # the matrix is zero
+        return edge
     while share(edge + step) > least:
         step *= 2
     short = step / 2

@@ -139,7 +139,7 @@ class Sketch:
         """
         where = "Sketch.eigsh"
         k = _checks.integer(where, "k", k, 1, self.rank - 1, f"make the sketch with rank > {k}")
-        tol = _checks.tolerance(where, tol)
+        tol = _checks.positive(where, "tol", tol)
         if self.images is None:
             raise _checks.fail(where, "the sketch is empty", "add batches first")
         dtype = self.images.dtype
