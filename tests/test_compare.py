@@ -312,6 +312,7 @@ def test_the_command_prints_writes_and_lists(tmp_path, capsys):
     assert "choose among mlp, skip1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(tmp_path):
     """kill -9 in the middle; the same command computes only what is missing, with the same numbers."""
     command = [sys.executable, "-m", "fisher_jax", "compare", "--variants", "fixup,skipinit,scaled", "--depths", "1,2,4"]

@@ -83,7 +83,7 @@ def test_arrays(name, scale, dtype):
     check(found, np.linalg.eigvalsh(A.astype(np.float64)), exact=True)
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, pytest.param(1e25, marks=pytest.mark.slow)])
 def test_products_only(scale, dtype, monkeypatch):
     """Too large to be formed: everything is estimated, and the key decides."""
     monkeypatch.setattr(module, "FORMED_BY_PRODUCTS", 100)

@@ -10,6 +10,7 @@ LONG = (
     "02_whole_spectrum",
     "03_density_and_certificates",
     "04_model_zoo",
+    "05_spectrum_during_training",
     "06_theory_vs_measurement",
     "07_learning_rate_and_generalization",
     "08_initialization_and_separability",

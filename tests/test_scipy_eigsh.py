@@ -184,6 +184,7 @@ def test_integers_are_float64():
         np.testing.assert_allclose(values, truth, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_both_ends_of_a_long_diagonal(optimized):
     d = np.random.default_rng(0).uniform(-1, 1, 10**5)
     d[:6] = 9, -8.5, 8, -7, 6, -5
@@ -192,6 +193,7 @@ def test_both_ends_of_a_long_diagonal(optimized):
     np.testing.assert_allclose(np.abs(vectors[[1, 3, 2, 0], range(4)]), 1, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_restarts_by_the_hundred(optimized):
     """The Laplacian of a line has gaps of 1e-5 at its end: the first try does not reach 16 units, the second does 128."""
     n = 1500

@@ -580,6 +580,7 @@ def test_plain_twins_do_not_take_the_weights_of_residual_networks(tmp_path):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_published_weights(capsys, tmp_path):
     from fisher_jax import cli
 
