@@ -626,6 +626,7 @@ def test_bad_operators(method):
     "arguments, message",
     [
         ({"method": "slq"}, r"density: method='slq' is not a method; give fj.SLQ"),
+        ({"method": fj.XTrace(9)}, r"density: method=XTrace\(.*\) is not a method; give fj.SLQ"),
         ({"top": 3}, "density: top is a int; give fj.eigsh"),
         ({"key": 3}, "density: key=3 is not a JAX random key"),
     ],

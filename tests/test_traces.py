@@ -312,6 +312,8 @@ def test_arguments():
         fj.trace(operator(A, psd=False), method=fj.XNysTrace(8), key=KEY)
     with pytest.raises(fj.ArgumentError, match="negative eigenvalues"):
         fj.trace(operator(A, psd=True), method=fj.XNysTrace(8), key=KEY)
+    with pytest.raises(fj.ArgumentError, match=r"trace: method=SLQ\(.*\) is not a method; give one of .* fj.Hutchinson\("):
+        fj.trace(np.eye(3, dtype=np.float32), method=fj.SLQ(), key=KEY)
     with pytest.raises(fj.ArgumentError, match="method='xtrace' is not a method"):
         fj.trace(A, method="xtrace")
     with pytest.raises(fj.ArgumentError, match="trace: operator is a list"):

@@ -6,6 +6,7 @@ import jax
 
 from fisher_jax import _checks
 from fisher_jax.density.base import Density
+from fisher_jax.density.kpm import KPM
 from fisher_jax.density.slq import SLQ
 from fisher_jax.density.space import Reporter, space
 from fisher_jax.operators import as_operator
@@ -41,7 +42,7 @@ def density(
         raise _checks.fail("density", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     if _checks.traced((operator, key)):
         raise _checks.fail("density", "operator or key is traced", "call it outside jit")
-    if isinstance(method, type) or not hasattr(method, "estimate"):
+    if not isinstance(method, (SLQ, KPM)):
         raise _checks.fail("density", f"method={method!r} is not a method", "give fj.SLQ(...) or fj.KPM(...)")
     if top is not None:
         if not isinstance(top, EigenResult):

@@ -10,8 +10,12 @@ from fisher_jax.estimates import CONFIDENCE, Estimate
 from fisher_jax.operators import as_operator
 from fisher_jax.solvers.base import Reporter
 from fisher_jax.traces.exact import ExactTrace, is_cheap
+from fisher_jax.traces.hutchinson import Hutchinson
+from fisher_jax.traces.hutchpp import HutchPP
 from fisher_jax.traces.xnystrace import XNysTrace
 from fisher_jax.traces.xtrace import XTrace
+
+METHODS = (ExactTrace, XNysTrace, XTrace, HutchPP, Hutchinson)
 
 
 def trace(operator: Any, *, method: Any = None, key: jax.Array | None = None, progress: Reporter | None = None) -> Estimate:
@@ -37,8 +41,9 @@ def trace(operator: Any, *, method: Any = None, key: jax.Array | None = None, pr
     operator = as_operator("trace", operator)
     if method is None:
         method = ExactTrace() if is_cheap(operator) else XNysTrace() if operator.psd else XTrace()
-    if isinstance(method, type) or not hasattr(method, "estimate"):
-        raise _checks.fail("trace", f"method={method!r} is not a method", "give fj.ExactTrace(), fj.XTrace(), ...")
+    if not isinstance(method, METHODS):
+        known = ", ".join(f"fj.{m.__name__}(...)" for m in METHODS)
+        raise _checks.fail("trace", f"method={method!r} is not a method", f"give one of {known}")
     if not isinstance(method, ExactTrace) and not is_key(key):
         raise _checks.fail("trace", f"key={key!r} is not a JAX random key", "give key=jax.random.key(seed)")
     result = method.estimate(operator, key=key, confidence=CONFIDENCE, progress=progress)
