@@ -15,7 +15,7 @@ from fisher_jax.traces.hutchpp import HutchPP
 from fisher_jax.traces.xnystrace import XNysTrace
 from fisher_jax.traces.xtrace import XTrace
 
-METHODS = (ExactTrace, XNysTrace, XTrace, HutchPP, Hutchinson)
+METHODS: tuple[Any, ...] = (ExactTrace, XNysTrace, XTrace, HutchPP, Hutchinson)
 
 
 def trace(operator: Any, *, method: Any = None, key: jax.Array | None = None, progress: Reporter | None = None) -> Estimate:
