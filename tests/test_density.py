@@ -45,9 +45,9 @@ def groups(d, size):
     for i in range(0, d.nodes.shape[0], size):
         part = slice(i, i + size)
         weights = np.asarray(d.weights[part], np.float64)
-        arrays = {name: getattr(d, name)[part] for name in ("nodes", "moments", "diagonal", "coupling")}
+        arrays = {name: getattr(d, name)[part] for name in ("nodes", "means", "diagonal", "coupling")}
         nodes, diagonal, coupling = (np.asarray(arrays[name], np.float64) for name in ("nodes", "diagonal", "coupling"))
-        ends = slq._ends(diagonal, coupling, nodes, weights / weights.sum(), d.dimension, d.psd)
+        ends = slq._ends(diagonal, coupling, nodes, weights / weights.sum(), d.dimension, d.psd, d.floor)
         yield dataclasses.replace(d, weights=weights / weights.sum(), ends=ends, **arrays)
 
 
@@ -113,6 +113,62 @@ def test_coverage_of_few_products(name, steps, probes):
     values = SPECTRA[name]
     d = fj.density(semidefinite(values), method=fj.SLQ(steps=steps, probes=200 * probes), key=KEY)
     check_coverage(d, values, 0.3 * values.max(), 0.01 * values.max(), probes)
+
+
+SIGNS = {
+    "pair": np.r_[1.0, -1],
+    "one of each": np.r_[5.0, -5, np.zeros(58)],
+    "one against many": np.r_[5.0, np.full(59, -5 / 59)],
+    "three": np.r_[5.0, 2, -1.5, 0.02 * np.random.default_rng(1).normal(size=57)],
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+@pytest.mark.parametrize("steps, probes", [(1, 1), (1, 3), (2, 1)])
+def test_coverage_of_few_products_of_both_signs(name, steps, probes):
+    """The nodes of one step have one sign; the smaller part of the other is seen by none. And of −x, which is concave."""
+    values = SIGNS[name]
+    d = fj.density(fj.MatrixOperator(np.diag(values).astype("float32")), method=fj.SLQ(steps, 200 * probes), key=KEY)
+    found = [(g.trace(), g.integral(lambda x: -x)) for g in groups(d, probes)]
+    for i, sign in enumerate((1, -1)):
+        assert sum(e[i].lower - 1e-5 <= sign * values.sum() <= e[i].upper + 1e-5 for e in found) >= 190
+
+
+def test_coverage_of_a_sum_that_one_eigenvalue_makes_small():
+    """The mirror of one that dominates: all but one take the largest value of f."""
+    values = SPECTRA["one dominates"]
+    d = fj.density(semidefinite(values), method=fj.SLQ(1, 200), key=KEY)
+    found = [g.integral(lambda x: -x) for g in groups(d, 1)]
+    assert sum(e.lower <= -values.sum() <= e.upper for e in found) >= 190
+
+
+@pytest.mark.parametrize("away", [1e-3, 1e-4, 1e-5])
+def test_a_space_closes_to_rounding_only(away):
+    """A coupling of a few units of rounding hides a share of its square over the squared distance: not nothing."""
+    operator = fj.MatrixOperator(np.diag(np.r_[1 + away, np.ones(59)]).astype("float32"), psd=True)
+    d = fj.density(operator, method=fj.SLQ(4, 200), key=KEY)
+    assert d.floor < away / 10
+    counts = [(g.count_above(1 + away / 2), g.ends[1]) for g in groups(d, 1)]
+    assert sum(e.lower <= 1 <= e.upper for e, _ in counts) >= 190
+    assert sum(end >= 1 + away - 1e-6 for _, end in counts) >= 198
+
+
+@pytest.mark.parametrize(
+    "scale, precision", [(1e20, "float32"), (1e-25, "float32"), (1e200, "float64"), (1e-160, "float64")]
+)
+def test_squares_need_not_be_numbers(scale, precision):
+    values = np.linspace(0.1, 1, 20)
+    with jax.enable_x64(precision == "float64"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, other = (
+            fj.density(fj.MatrixOperator(np.diag(s * values).astype(precision), psd=True), method=fj.SLQ(3, 2), key=KEY)
+            for s in (1.0, scale)
+        )
+        assert repr(other)
+        for a, b in ((one.frobenius(), other.frobenius()), (one.trace(), other.trace())):
+            assert np.array([b.lower, b.value, b.upper]) / scale == pytest.approx([a.lower, a.value, a.upper], rel=1e-4)
+        for a, b in ((one.logdet(0.1), other.logdet(0.1 * scale)), (one.count_above(0.5), other.count_above(0.5 * scale))):
+            assert [b.lower, b.value, b.upper] == pytest.approx([a.lower, a.value, a.upper], rel=1e-3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -192,7 +248,7 @@ def test_quadrature_bounds_hold_probe_by_probe(name, steps, x64):
     shares = (z @ vectors) ** 2
     np.testing.assert_allclose(d.weights.sum(axis=1), shares.sum(axis=1) / shares.sum(), rtol=1e-12)
     shares /= shares.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(d.moments, np.stack([shares @ exact, shares @ exact**2], axis=1), rtol=1e-10)
+    np.testing.assert_allclose(d.means, np.stack([shares @ exact, (shares @ exact**2) ** 0.5], axis=1), rtol=1e-10)
     weights = np.asarray(d.weights) / np.asarray(d.weights).sum(axis=1, keepdims=True)
     for power in range(2 * steps):
         np.testing.assert_allclose((weights * np.asarray(d.nodes) ** power).sum(1), shares @ exact**power, rtol=1e-9)
@@ -341,7 +397,7 @@ def test_kpm_agrees_with_slq_and_the_truth():
     # The same probes: the two differ by the blur of Jackson's kernel alone.
     assert np.abs(a(grid, width=0.15) - b(grid, width=0.15)).max() < 0.02 * truth.max()
     assert np.abs(b(grid, width=0.15) - truth).max() < 0.04 * truth.max()
-    np.testing.assert_allclose(a.moments, b.moments, rtol=1e-5)
+    np.testing.assert_allclose(a.means, b.means, rtol=1e-5)
     assert a.trace().value == pytest.approx(b.trace().value, rel=1e-5)
 
 
@@ -544,7 +600,7 @@ def test_chunks_devices_and_order_do_not_matter(side):
         others.append(fj.fisher(model, x[::-1].copy(), fj.Categorical()))
     for G in others:
         b = fj.density(G, method=method, key=KEY)
-        np.testing.assert_allclose(b.moments, a.moments, rtol=1e-4)
+        np.testing.assert_allclose(b.means, a.means, rtol=1e-4)
         assert b.trace().value == pytest.approx(a.trace().value, rel=1e-4)
         assert b.logdet(0.1).value == pytest.approx(a.logdet(0.1).value, rel=1e-4)
         assert (b.dimension, b.zeros, b.products) == (a.dimension, a.zeros, a.products)

@@ -192,6 +192,7 @@ def test_odds_of_many_starts_are_not_their_product(x64):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_hidden_eigenvalue_is_not_excluded_by_short_searches():
     """Many searches of two steps each, none of which can see much."""
     values = np.r_[10.0, 1.02, np.repeat(np.linspace(0, 1, 16), 125)[:1998]]

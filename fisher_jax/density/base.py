@@ -40,6 +40,8 @@ REACH = 5.0
 # Probability left out on each side. Half of what the confidence leaves is 0.025; the rest is for what is approximate: [a, b]
 # are the values seen, and tails of functions between them cross somewhere.
 TAIL = 0.01
+# A share of a probe along one eigenvector is below this over the dimension about once in 1000 times.
+HIDDEN = 1e-6
 # No kernel is narrower than this part of the range.
 FINEST = 200
 
@@ -54,7 +56,7 @@ class Density:
 
     nodes: Array  # (probes, m) each probe's rule; a space that closed early has fewer, the others have weight zero
     weights: Array  # (probes, m) of all probes together they sum to one
-    moments: Array  # (probes, 2) exact mean of λ and of λ² over each probe's measure
+    means: Array  # (probes, 2) exact mean and root mean square of λ over each probe's measure
     diagonal: Array | None  # (probes, m) tridiagonal matrix behind a rule; None where nothing bounds what is integrated
     coupling: Array | None  # (probes, m) beside the diagonal; the last is what the rule leaves out, zero if it is exact
     atoms: Array  # (k,) eigenvalues that were known and projected out
@@ -194,16 +196,18 @@ class Density:
 
     def trace(self) -> Estimate:
         """Sum of the eigenvalues; the steps leave nothing open."""
-        R = self._pooled(_host(self.moments)[:, 0])
+        R = self._pooled(_host(self.means)[:, 0])
         return self._estimate("trace", lambda x: x, R, R, np.ones_like, exact_rule=True)
 
     def frobenius(self) -> Estimate:
         """‖M‖_F, the root of the sum of the squared eigenvalues; the steps leave nothing open."""
-        R = self._pooled(_host(self.moments)[:, 1])
-        square = self._estimate("frobenius", lambda x: x * x, R, R, lambda x: 2 * x, exact_rule=True)
+        # In units of the largest, whose square need not be a number.
+        u = max(float(np.abs(a).max(initial=0.0)) for a in (_host(self.ends), _host(self.atoms), _host(self.nodes))) or 1.0
+        R = self._pooled((_host(self.means)[:, 1] / u) ** 2)
+        square = self._estimate("frobenius", lambda x: (x / u) ** 2, R, R, lambda x: 2 * (x / u) / u, exact_rule=True)
         value, lower, upper = (max(0.0, float(v)) ** 0.5 for v in (square.value, square.lower, square.upper))
         error = square.standard_error / (2 * value) if value else 0.0
-        return Estimate(value, lower, upper, error, square.products, square.confidence, square.method)
+        return Estimate(u * value, u * lower, u * upper, u * error, square.products, square.confidence, square.method)
 
     def count_above(self, above: float) -> Estimate:
         """How many eigenvalues exceed `above`: atoms, and of the bulk what the moments of the probes allow.
@@ -263,13 +267,18 @@ class Density:
 
     def _above(self, rule: tuple[np.ndarray, np.ndarray], tau: float) -> tuple[float, float]:
         """Bounds of a probe's measure above tau: of the rule with a node there, what is above and what is not below."""
-        nodes, weights = _radau(*rule, tau)
+        diagonal, coupling = rule[0], rule[1].copy()
+        closed_here = coupling[-1] == 0
+        if closed_here:  # to rounding
+            coupling[-1] = 2 * self.floor
+        nodes, weights = _radau(diagonal, coupling, tau)
         at = int(np.argmin(np.abs(nodes - tau)))
-        if rule[1][len(rule[0]) - 1] == 0:  # the rule is the measure itself
+        share, rest = float(weights[nodes > nodes[at]].sum()), float(weights[at])
+        if closed_here and (rest * self.dimension <= HIDDEN or not self.floor):  # the rule is the measure itself
+            nodes, weights = _rule(*rule)
             share = float(weights[nodes > tau].sum())
             return share, share
-        share = float(weights[nodes > nodes[at]].sum())
-        return share, min(1.0, share + float(weights[at]))
+        return share, min(1.0, share + rest)
 
     def _rules(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Tridiagonal matrix of each probe up to where its space closed: (diagonal `(l,)`, coupling `(l,)`)."""
@@ -319,8 +328,8 @@ class Density:
             steepness = np.asarray(slope(np.abs(line)), np.float64)
             largest = max(float(np.abs(line).max()), float(np.abs(_host(self.atoms)).max(initial=0.0)))
             relative = self.floor / largest if largest else 0.0
-            norm = max(0.0, self._pooled(_host(self.moments)[:, 1])) ** 0.5
-            rounding = d * relative * norm * float(weights[used] @ steepness[:count] ** 2) ** 0.5
+            norm = _root_mean_square(weights.sum(axis=1), _host(self.means)[:, 1])
+            rounding = d * relative * norm * _root_mean_square(weights[used], steepness[:count])
             if not exact_rule:
                 rounding += self.leak * float(np.abs(steepness).max())
         low, high = (min(max(r, a), b) for r in (low, high))
@@ -329,14 +338,17 @@ class Density:
         if a < 0 < b:
             # Two functions of one sign, each with half the doubt: most eigenvalues lie at zero, far from both ends.
             for sign, most in ((1, b), (-1, -a)):
-                R = min(1.0, float(weights[used] @ np.maximum(sign * images[:count], 0)) / most)
+                part = float(weights[used] @ np.maximum(sign * images[:count], 0))
+                if weights.shape[1] == 1:  # one node has one sign: the largest part of the other that two moments allow
+                    part = self._pooled(_host(self.means) @ np.array([sign, 1.0])) / 2
+                R = min(1.0, part / most)
                 short, over = (most * abs(float(x) - R) for x in _proportion(np.array(R), np.array(R), d, probes, 2))
                 lower, upper = lower - (short if sign > 0 else over), upper + (over if sign > 0 else short)
         elif b > a:
             part = _proportion(np.array((low - a) / (b - a)), np.array((high - a) / (b - a)), d, probes)
             lower, upper = (a + (b - a) * float(x) for x in part)
-        spread = float(weights[used] @ images[:count] ** 2) - float(weights[used] @ images[:count]) ** 2
-        error = d * (2 * max(spread, 0.0) / (probes * d + 2)) ** 0.5 if b > a else 0.0
+        spread = _root_mean_square(weights[used], images[:count] - weights[used] @ images[:count])
+        error = d * (2 / (probes * d + 2)) ** 0.5 * spread if b > a else 0.0
         rest, rest_low, rest_high = self._known(f)
         rest, rest_low, rest_high = (x + zero * (self.zeros - self.hidden) for x in (rest, rest_low, rest_high))
         return Estimate(
@@ -379,6 +391,12 @@ def _host(a: Any) -> np.ndarray:
     return np.asarray(a, np.float64)
 
 
+def _root_mean_square(weights: np.ndarray, values: np.ndarray) -> float:
+    """Of values whose squares need not be numbers; the weights sum to one."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return largest * float(weights @ (values / largest) ** 2) ** 0.5 if largest else 0.0
+
+
 # --- quadrature rules -------------------------------------------------------------------------------------------------
 
 
@@ -409,10 +427,10 @@ def _radau(diagonal: np.ndarray, coupling: np.ndarray, node: float) -> tuple[np.
     tiny = np.finfo(np.float64).eps * max(np.abs(diagonal).max(), coupling.max(), abs(node))
     pivot = diagonal[0] - node
     for a, b in zip(diagonal[1:], coupling[:-1], strict=True):
-        pivot = a - node - b * b / (pivot if abs(pivot) > tiny else tiny)
+        pivot = a - node - b * (b / (pivot if abs(pivot) > tiny else tiny))
     if abs(pivot) <= tiny:
         return _rule(diagonal, coupling)
-    return _rule(np.append(diagonal, node + last * last / pivot), np.append(coupling, 0.0))
+    return _rule(np.append(diagonal, node + last * (last / pivot)), np.append(coupling, 0.0))
 
 
 # --- what few probes leave open ---------------------------------------------------------------------------------------
@@ -428,20 +446,19 @@ def _proportion(
     Args:
         low, high: `(g,)` bounds of the pooled ratio R. claims: how many such intervals hold together.
     """
-    tail = TAIL / claims
+    probability = 1 - TAIL / claims
+    # Of the squares of the probes, what lies along one eigenvector at most.
+    one = scipy.special.betaincinv(probes / 2, probes * (dimension - 1) / 2, probability) if dimension > 1 else 1.0
 
-    def solve(R: np.ndarray, probability: float) -> np.ndarray:
+    def least(R: np.ndarray) -> np.ndarray:
         below, above = np.zeros(R.shape), np.ones(R.shape)
         for _ in range(60):
             middle = (below + above) / 2
             half = probes * dimension * middle / 2
             chance = scipy.special.betainc(half, probes * dimension / 2 - half, R)
             below, above = np.where(chance > probability, middle, below), np.where(chance > probability, above, middle)
-        return (below + above) / 2
+        lower = (below + above) / 2
+        # Less than one eigenvalue's worth: none has the value 1. R spreads most if one has a smaller value, others none.
+        return np.minimum(np.where(dimension * lower < 1, R / (dimension * one), lower), R)
 
-    low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    lower, upper = solve(low, 1 - tail), solve(high, tail)
-    # Less than one eigenvalue's worth: then none has the value 1. R spreads most if one has a smaller value, others none.
-    one = scipy.special.betaincinv(probes / 2, probes * (dimension - 1) / 2, 1 - tail) if dimension > 1 else 1.0
-    lower = np.where(dimension * lower < 1, low / (dimension * one), lower)
-    return np.minimum(lower, low), np.maximum(upper, high)
+    return least(np.clip(low, 0, 1)), 1 - least(1 - np.clip(high, 0, 1))

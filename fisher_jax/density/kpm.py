@@ -72,13 +72,14 @@ class KPM:
         weights /= weights.sum(axis=1, keepdims=True)
         centre, radius = (norm + low) / 2, (norm - low) / 2
         first, second = moments[:, 1], (1 + moments[:, 2]) / 2
-        exact = np.stack([centre + radius * first, centre**2 + 2 * centre * radius * first + radius**2 * second], axis=1)
+        square = centre**2 + 2 * centre * radius * first + radius**2 * second
+        exact = np.stack([centre + radius * first, np.sqrt(np.maximum(square, 0))], axis=1)
         scale = float(space.side.scale)
         cast = partial(jnp.asarray, dtype=z.dtype)
         return Density(
             nodes=cast(np.broadcast_to((centre + radius * x) / scale, weights.shape)),
             weights=cast(weights * shares[:, None]),
-            moments=cast(exact / np.array([scale, scale * scale])),
+            means=cast(exact / scale),
             diagonal=None,
             coupling=None,
             atoms=space.atoms,

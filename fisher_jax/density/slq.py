@@ -83,20 +83,21 @@ class SLQ:
         check_symmetry("density", space.side.operator, float(state.skew) / norm if norm else 0.0, SKEW * space.noise)
         diagonal, coupling = space.unscaled(diagonal), space.unscaled(coupling)
         nodes, weights = _rules(diagonal, coupling)
-        ends = _ends(diagonal, coupling, nodes, weights * shares[:, None], space.dimension, space.side.psd)
         largest = max(np.abs(nodes).max(), np.abs(np.asarray(space.atoms, np.float64)).max(initial=0.0))
+        floor = float(space.noise * largest)
+        ends = _ends(diagonal, coupling, nodes, weights * shares[:, None], space.dimension, space.side.psd, floor)
         note = {"note": f"interrupted after {done} of {m} steps"} if done < m else {}
         cast = partial(jnp.asarray, dtype=space.side.dtype)
         return Density(
             nodes=cast(nodes),
             weights=cast(weights * shares[:, None]),
-            moments=cast(np.stack([diagonal[:, 0], diagonal[:, 0] ** 2 + coupling[:, 0] ** 2], axis=1)),
+            means=cast(np.stack([diagonal[:, 0], np.hypot(diagonal[:, 0], coupling[:, 0])], axis=1)),
             diagonal=cast(diagonal),
             coupling=cast(coupling),
             atoms=space.atoms,
             atom_bounds=space.bounds,
             ends=ends,
-            floor=float(space.noise * largest),
+            floor=floor,
             leak=space.leak,
             dimension=space.dimension,
             hidden=space.hidden,
@@ -173,7 +174,13 @@ def _rules(diagonal: np.ndarray, coupling: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _ends(
-    diagonal: np.ndarray, coupling: np.ndarray, nodes: np.ndarray, weights: np.ndarray, dimension: int, psd: bool
+    diagonal: np.ndarray,
+    coupling: np.ndarray,
+    nodes: np.ndarray,
+    weights: np.ndarray,
+    dimension: int,
+    psd: bool,
+    floor: float,
 ) -> tuple[float, float]:
     """All eigenvalues lie between these, but for a probability of `BEYOND`.
 
@@ -188,11 +195,14 @@ def _ends(
     if dimension > 1:
         shares, probes = weights.sum(axis=1), len(weights)
         least = float(scipy.special.betaincinv(probes / 2, probes * (dimension - 1) / 2, BEYOND / 2))
-        low, high = -_beyond(-diagonal, coupling, shares, -low, least), _beyond(diagonal, coupling, shares, high, least)
+        low = -_beyond(-diagonal, coupling, shares, -low, least, floor)
+        high = _beyond(diagonal, coupling, shares, high, least, floor)
     return (max(0.0, low) if psd else low), high
 
 
-def _beyond(diagonal: np.ndarray, coupling: np.ndarray, shares: np.ndarray, edge: float, least: float) -> float:
+def _beyond(
+    diagonal: np.ndarray, coupling: np.ndarray, shares: np.ndarray, edge: float, least: float, floor: float
+) -> float:
     """Where above `edge`, which no node exceeds, an eigenvalue has a share of the probes that is `least` at most.
 
     The mass of a measure at x is at most `1 / Σ pⱼ(x)²` over its orthonormal polynomials, of which T gives m + 1
@@ -202,16 +212,19 @@ def _beyond(diagonal: np.ndarray, coupling: np.ndarray, shares: np.ndarray, edge
     def share(x: float) -> float:
         # pⱼ₊₁/pⱼ from the recurrence: all positive beyond the nodes, so that nothing cancels or overflows.
         ratio, before, square, total = np.ones(len(shares)), 0.0, np.ones(len(shares)), np.ones(len(shares))
-        with np.errstate(divide="ignore", over="ignore"):
+        within = np.ones(len(shares), bool)
+        with np.errstate(over="ignore"):
             for a, b in zip(diagonal.T, coupling.T, strict=True):
-                ratio = (x - a - before / ratio) / b  # infinite where a space closed: nothing is left
+                # A space closes to rounding: what counts as closed is less than twice `floor`.
+                ratio = np.where(within, (x - a - before / ratio) / np.where(b > 0, b, 2 * floor), 1)
                 square, before = square * ratio**2, b
-                total = total + square
+                total = total + np.where(within, square, 0)
+                within = within & (b > 0)
         return float(shares @ (1 / total))
 
-    step = 1e-6 * max(float(np.ptp(diagonal)), abs(edge), float(coupling.max()))
-    if not step:  # the matrix is zero
+    if not floor:  # the matrix is zero
         return edge
+    step = 1e-6 * max(float(np.ptp(diagonal)), abs(edge), float(coupling.max()))
     while share(edge + step) > least:
         step *= 2
     short = step / 2

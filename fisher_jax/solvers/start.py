@@ -67,8 +67,8 @@ def measure(where: str, side: Any, rows: Array) -> tuple[Array, Array, Array]:
     if not _checks.traced(size) and not np.isfinite(float(size)):
         raise _checks.fail(where, "the operator returned NaN or infinity", "check the weights, the data and the scale")
     if isinstance(side, FunctionOperator) and not _checks.traced(noise) and not float(noise) < NONLINEAR:
-        what = f"{side!r} is not linear: M (a v) and a M v differ by {float(noise) / 4:.1g} |M v|"
-        raise _checks.fail(where, what, "give a linear function, such as a Hessian-vector product")
+        what = f"{side!r} is not linear, or rounds as much: M (a v) and a M v differ by {float(noise) / 4:.1g} |M v|"
+        raise _checks.fail(where, what, "give a linear function, such as a Hessian-vector product, or enable x64")
     return block, noise, scale
 
 
