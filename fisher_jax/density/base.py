@@ -37,8 +37,8 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 # A normal density is zero beyond so many widths.
 REACH = 5.0
-# Probability left out on each side. Half of what the confidence leaves is 0.025; the rest is for what is approximate: [a, b]
-# are the values seen, and tails of functions between them cross somewhere.
+# Probability left out on each side. Of the 0.05 that the confidence leaves, 0.01 is for the ends of the spectrum, from which
+# [a, b] follows; the rest is for what is approximate: tails of functions between a and b cross somewhere.
 TAIL = 0.01
 # A share of a probe along one eigenvector is below this over the dimension about once in 1000 times.
 HIDDEN = 1e-6

@@ -29,7 +29,7 @@ from fisher_jax.solvers.base import HostLoop, check_symmetry, features
 
 Array = jax.Array
 
-# Probability that an eigenvalue lies beyond the ends: of the 0.05 that the confidence leaves, intervals use 0.02.
+# Probability that an eigenvalue lies beyond the ends; `TAIL` says how the confidence is shared out.
 BEYOND = 0.01
 
 # How many times the rounding error of a product u·M v and v·M u may differ by.
