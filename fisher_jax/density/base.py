@@ -335,13 +335,10 @@ class Density:
         low, high = (min(max(r, a), b) for r in (low, high))
         middle = (low + high) / 2
         lower, upper = low, high
-        if a < 0 < b:
+        if a < 0 < b and weights.shape[1] > 1:  # one node has one sign, and does not tell the parts apart
             # Two functions of one sign, each with half the doubt: most eigenvalues lie at zero, far from both ends.
             for sign, most in ((1, b), (-1, -a)):
-                part = float(weights[used] @ np.maximum(sign * images[:count], 0))
-                if weights.shape[1] == 1:  # one node has one sign: the largest part of the other that two moments allow
-                    part = self._pooled(_host(self.means) @ np.array([sign, 1.0])) / 2
-                R = min(1.0, part / most)
+                R = min(1.0, float(weights[used] @ np.maximum(sign * images[:count], 0)) / most)
                 short, over = (most * abs(float(x) - R) for x in _proportion(np.array(R), np.array(R), d, probes, 2))
                 lower, upper = lower - (short if sign > 0 else over), upper + (over if sign > 0 else short)
         elif b > a:
